@@ -1,0 +1,121 @@
+"""Every error Tandem raises on purpose.
+
+TandemError
+├── ConfigurationError            a setting is missing, malformed or contradicts another
+├── InvalidRequest                a caller sent something that cannot be understood
+├── NotFound                      a project, version or job that does not exist
+├── Conflict                      the request is understood but not possible in the present state
+├── UnsupportedLabelConfig        a label config without a part that Tandem can learn
+├── LabelStudioError
+│   ├── LabelStudioUnavailable    no answer, a timeout or a 5xx: worth another try
+│   ├── LabelStudioUnauthorized   the API key is missing, wrong, expired or of a kind that is switched off
+│   └── LabelStudioRejected       any other refusal: the same request will be refused again
+├── ImageError
+│   ├── ImageNotFound             the source says there is no such image
+│   ├── ImageForbidden            an address, host, path or scheme that images may not come from
+│   ├── ImageTooLarge             more bytes or pixels than allowed
+│   ├── ImageUnreadable           bytes that are not an image Tandem can decode
+│   └── ImageUnavailable          no answer in time: worth another try
+├── EmbedderUnavailable           the embedding process is not up (yet): worth another try
+├── CheckpointCorrupt             a stored version that is incomplete or was altered
+├── TrainingImpossible            too few labels or classes; not a failure
+├── JobCancelled                  somebody cancelled the running job
+├── JobFailed                     a job's child process ended without success
+└── JobLost                       the lease of the running job went to another worker
+"""
+
+
+class TandemError(Exception):
+    """Root of all errors raised on purpose; the message says what happened, the value, and what to do."""
+
+
+class ConfigurationError(TandemError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class InvalidRequest(TandemError):
+    """A caller sent something that cannot be understood; ``field`` names the offending part where there is one."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFound(TandemError):
+    """A project, version or job that does not exist."""
+
+
+class Conflict(TandemError):
+    """The request is understood but not possible in the present state."""
+
+
+class UnsupportedLabelConfig(TandemError):
+    """A label config without a part that Tandem can learn."""
+
+
+class LabelStudioError(TandemError):
+    """A call to Label Studio's API did not succeed."""
+
+
+class LabelStudioUnavailable(LabelStudioError):
+    """No answer, a timeout or a 5xx: worth another try."""
+
+
+class LabelStudioUnauthorized(LabelStudioError):
+    """The API key is missing, wrong, expired or of a kind that is switched off."""
+
+
+class LabelStudioRejected(LabelStudioError):
+    """Any other refusal; ``status`` is the HTTP status."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ImageError(TandemError):
+    """An image could not be brought in."""
+
+
+class ImageNotFound(ImageError):
+    """The source says there is no such image."""
+
+
+class ImageForbidden(ImageError):
+    """An address, host, path or scheme that images may not come from."""
+
+
+class ImageTooLarge(ImageError):
+    """More bytes or pixels than allowed."""
+
+
+class ImageUnreadable(ImageError):
+    """Bytes that are not an image Tandem can decode."""
+
+
+class ImageUnavailable(ImageError):
+    """No answer in time: worth another try."""
+
+
+class EmbedderUnavailable(TandemError):
+    """The embedding process is not up (yet): worth another try."""
+
+
+class CheckpointCorrupt(TandemError):
+    """A stored version that is incomplete or was altered."""
+
+
+class TrainingImpossible(TandemError):
+    """Too few labels or classes; not a failure."""
+
+
+class JobCancelled(TandemError):
+    """Somebody cancelled the running job."""
+
+
+class JobFailed(TandemError):
+    """A job's child process ended without success."""
+
+
+class JobLost(TandemError):
+    """The lease of the running job went to another worker."""

@@ -1,0 +1,398 @@
+"""What the services need from the world, as Protocols; adapters implement them, ``bootstrap`` chooses the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from backend.domain import (
+    AnnotatedTask,
+    Annotation,
+    Job,
+    JobKind,
+    JobStatus,
+    LabelSchema,
+    ModelVersion,
+    Progress,
+    Project,
+    ProjectIdentity,
+    ProjectSnapshot,
+    Suggestion,
+    Task,
+    Webhook,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now(self) -> datetime:
+        """Return the present moment, aware and in UTC."""
+
+
+# --- state -----------------------------------------------------------------------------------------------
+
+
+class ProjectStore(Protocol):
+    """Projects."""
+
+    def resolve(self, identity: ProjectIdentity) -> Project:
+        """Return the project with this identity; make it when it was never seen.
+
+        A new project takes Label Studio's id as its own, or, when another project has that, an id of its own
+        above one million.
+        """
+
+    def get(self, project_id: int) -> Project:
+        """Return a project.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+
+    def list(self) -> list[Project]:
+        """Return all projects by id."""
+
+    def save(self, project: Project) -> None:
+        """Store all fields of a known project."""
+
+
+class TaskStore(Protocol):
+    """Replica of the tasks of each project."""
+
+    def upsert(self, project_id: int, tasks: Sequence[Task]) -> int:
+        """Store ``id`` and ``image_url`` of each task and return how many were new or changed.
+
+        A changed ``image_url`` clears what was known of the old image; an unchanged task keeps it. A task id used
+        again for another image therefore starts anew.
+        """
+
+    def delete(self, project_id: int, task_ids: Sequence[int]) -> int:
+        """Remove tasks and their annotations; unknown ids are ignored. Return how many tasks were removed."""
+
+    def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
+        """Return the known ones among these tasks, by id."""
+
+    def list(self, project_id: int) -> list[Task]:
+        """Return all tasks of a project, by id."""
+
+    def to_embed(self, project_id: int, backbone_digest: str | None, limit: int) -> list[Task]:
+        """Return up to ``limit`` tasks with an image but no features of this backbone; labelled tasks first.
+
+        Tasks whose image has a problem are left out.
+        """
+
+    def record_image(self, project_id: int, task: Task) -> None:
+        """Store digest, problem and backbone digest of the task's image, if the task still has that ``image_url``."""
+
+    def forgive_problems(self, project_id: int) -> int:
+        """Clear the image problems of a project, so that its images are tried again; return how many."""
+
+    def count(self, project_id: int) -> int:
+        """Return the number of tasks."""
+
+    def count_embedded(self, project_id: int, backbone_digest: str | None) -> int:
+        """Return the number of tasks with features of this backbone."""
+
+    def problems(self, project_id: int, limit: int) -> list[Task]:
+        """Return up to ``limit`` tasks whose image has a problem, by id."""
+
+
+class AnnotationStore(Protocol):
+    """Replica of the annotations of each project, keyed by annotation id; the newest ``updated_at`` wins."""
+
+    def upsert(self, project_id: int, annotations: Sequence[Annotation]) -> int:
+        """Store annotations and return how many changed something.
+
+        An annotation older than the stored one, or not newer than its deletion, is ignored.
+        """
+
+    def delete(self, project_id: int, annotation_ids: Sequence[int], deleted_at: datetime) -> int:
+        """Mark annotations as deleted, known or not, so that late events cannot revive them.
+
+        Returns:
+            How many live annotations were deleted.
+        """
+
+    def list(self, project_id: int) -> list[Annotation]:
+        """Return all live annotations of tasks that are known, by id."""
+
+
+class JobStore(Protocol):
+    """Jobs as rows: at most one queued and one running per project and kind."""
+
+    def enqueue(self, project_id: int, kind: JobKind, run_after: datetime, now: datetime) -> Job:
+        """Queue a job, or move the one already queued to ``run_after``; return it."""
+
+    def queued(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return the queued job of this kind, if any."""
+
+    def claim(self, kinds: Sequence[JobKind], worker: str, now: datetime, lease_until: datetime) -> Job | None:
+        """Take the queued job that has waited longest past its ``run_after``; ``None`` when none is due.
+
+        A job whose project already runs one of the same kind is not due. Counts an attempt.
+        """
+
+    def renew(self, job_id: int, worker: str, lease_until: datetime, progress: Progress | None) -> Job:
+        """Extend the lease, store the progress and return the job, with ``cancel_requested`` as it now is.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+
+    def finish(self, job_id: int, worker: str, status: JobStatus, reason: str | None, now: datetime) -> None:
+        """Store the outcome.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+
+    def requeue(self, job_id: int, worker: str, run_after: datetime, reason: str | None) -> None:
+        """Put a running job back into the queue, merging it with one queued meanwhile; keeps its attempts.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+
+    def requeue_expired(self, now: datetime) -> list[Job]:
+        """Put running jobs whose lease has passed back into the queue and return them."""
+
+    def cancel(self, job_id: int, now: datetime) -> Job:
+        """Cancel a queued job at once, ask a running one to stop; finished ones stay as they are.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+
+    def get(self, job_id: int) -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+
+    def list(self, project_id: int, limit: int = 100) -> list[Job]:
+        """Return a project's jobs, newest first."""
+
+    def prune(self, finished_before: datetime) -> int:
+        """Delete final jobs that finished before a moment; return how many."""
+
+
+class VersionStore(Protocol):
+    """Model versions; numbers only grow, at most one per project is active."""
+
+    def next_number(self, project_id: int) -> int:
+        """Reserve and return the next version number of a project; never the same twice."""
+
+    def add(self, version: ModelVersion) -> None:
+        """Store a new version."""
+
+    def active(self, project_id: int) -> ModelVersion | None:
+        """Return the active version, if any."""
+
+    def get(self, project_id: int, name: str) -> ModelVersion:
+        """Return a version by name.
+
+        Raises:
+            NotFound: the project has no such version.
+        """
+
+    def list(self, project_id: int) -> list[ModelVersion]:
+        """Return a project's versions, newest first."""
+
+    def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
+        """Make a version the active one, retire the one that was, and return it with its new status.
+
+        Raises:
+            NotFound: the project has no such version.
+        """
+
+    def reject(self, project_id: int, name: str, reason: str) -> None:
+        """Mark a candidate as rejected."""
+
+
+class Stores(Protocol):
+    """All stores, sharing one transaction."""
+
+    projects: ProjectStore
+    tasks: TaskStore
+    annotations: AnnotationStore
+    jobs: JobStore
+    versions: VersionStore
+
+
+class Database(Protocol):
+    """Where the stores live."""
+
+    def transaction(self) -> AbstractContextManager[Stores]:
+        """Open a write transaction: durable when the block ends, undone when it raises."""
+
+    def snapshot(self) -> AbstractContextManager[Stores]:
+        """Open a consistent view for reading; writing in it is an error."""
+
+
+class FeatureStore(Protocol):
+    """Float16 feature rows keyed by backbone digest and image digest."""
+
+    def append(self, backbone_digest: str, image_digests: Sequence[str], features: NDArray[np.float16]) -> None:
+        """Store rows of shape (n_images, n_features) durably; images already stored are left as they are."""
+
+    def read(
+        self, backbone_digest: str, image_digests: Sequence[str]
+    ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """Return the rows found, shape (n_found, n_features) in the order asked, and which were found, shape (n_images,)."""
+
+
+class ArtifactStore(Protocol):
+    """Immutable folders by key, such as ``versions/p5/p5-v3-1a2b3c4d`` and ``backbones/<digest>``."""
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Lend an empty local folder that is removed at the end."""
+
+    def publish(self, key: str, folder: Path) -> None:
+        """Store a finished folder whole and durably; a key that exists already keeps its first content."""
+
+    def fetch(self, key: str) -> Path:
+        """Return a local folder with the content; read only.
+
+        Raises:
+            NotFound: nothing was published under this key.
+        """
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the published keys below a prefix, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove what was published under a key; nothing happens when there is nothing."""
+
+
+# --- images and features -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedImage:
+    """The bytes of an image on local disk; ``digest`` is their SHA-256 in hex."""
+
+    digest: str
+    path: Path
+
+
+class ImageSource(Protocol):
+    """Brings images in, within limits of time, size and origin."""
+
+    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:
+        """Return the image behind the URL as it is now.
+
+        Raises:
+            ImageError: one of its kinds, with the reason.
+        """
+
+    def cached(self, digest: str) -> CachedImage | None:
+        """Return an image from the local cache, or ``None`` when it is not there (any more)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """Features of some images.
+
+    ``features`` has a row for each image that could be read; ``problems`` maps the index of each other image to
+    the reason.
+    """
+
+    backbone_digest: str
+    features: NDArray[np.float16]
+    problems: dict[int, str]
+
+
+class Embedder(Protocol):
+    """Turns images into features."""
+
+    def base_digest(self) -> str:
+        """Return the digest of the pretrained backbone that the settings name.
+
+        Raises:
+            EmbedderUnavailable: it is not up (yet).
+        """
+
+    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+        """Embed image files with the pretrained backbone, or with a fine-tuned one named by its digest.
+
+        ``urgent`` requests overtake background ones.
+
+        Raises:
+            EmbedderUnavailable: it is not up (yet), or ended while at work.
+        """
+
+
+# --- Label Studio ------------------------------------------------------------------------------------------
+
+
+class LabelStudioGateway(Protocol):
+    """Label Studio's API; every method raises a kind of ``LabelStudioError`` when it does not succeed.
+
+    ``project`` arguments are Label Studio's own project ids.
+    """
+
+    @property
+    def base_url(self) -> str:
+        """Where Label Studio is."""
+
+    def project(self, project: int) -> ProjectSnapshot:
+        """Return a project as it is now."""
+
+    def connected_projects(self, backend_url: str) -> list[int]:
+        """Return the ids of the projects that have a backend with this URL."""
+
+    def annotated_tasks(self, project: int, schema: LabelSchema) -> Iterator[list[AnnotatedTask]]:
+        """Yield all tasks of a project page by page, with all their annotations, skipped ones included."""
+
+    def webhooks(self, project: int) -> list[Webhook]:
+        """Return a project's webhooks."""
+
+    def create_webhook(self, project: int, url: str) -> None:
+        """Create a webhook for all actions, with payload and our secret header."""
+
+    def repair_webhook(self, project: int, webhook: Webhook) -> None:
+        """Make an existing webhook active, for all actions, with payload and our secret header; other headers stay."""
+
+    def import_predictions(self, project: int, schema: LabelSchema, suggestions: Sequence[Suggestion]) -> int:
+        """Store predictions and return how many Label Studio says it made."""
+
+    def model_versions(self, project: int) -> dict[str, int]:
+        """Return how many predictions are stored under each model version."""
+
+    def set_model_version(self, project: int, version: str) -> None:
+        """Make a version the one whose predictions annotators see and sampling looks at."""
+
+    def delete_predictions(self, project: int, version: str) -> None:
+        """Delete all predictions of a version."""
+
+
+# --- running jobs --------------------------------------------------------------------------------------------
+
+ReportProgress = Callable[[Progress], None]
+"""Called by running work now and then; raises ``JobCancelled`` when the job should stop."""
+
+
+class Executor(Protocol):
+    """Runs jobs, outside the calling process or in it."""
+
+    def run(self, job: Job, report: ReportProgress) -> str:
+        """Run a job to its end and return its outcome in words.
+
+        Raises:
+            TrainingImpossible: there is not enough to learn from (yet).
+            JobCancelled: ``report`` said so.
+            JobFailed: it ended without success; the message is the reason.
+        """
+
+    def close(self) -> None:
+        """End everything that is still running."""

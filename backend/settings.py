@@ -1,0 +1,119 @@
+"""All settings: the only module that reads the environment.
+
+Every field is documented in README's table, which a test keeps equal to this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backend.errors import ConfigurationError
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """Settings, each read from the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    label_studio_url: str | None = Field(None, description="Where Label Studio is, as Tandem reaches it")
+    label_studio_api_key: SecretStr | None = Field(
+        None, description="Personal access token or legacy token of a Label Studio user who may see the projects"
+    )
+    public_url: str | None = Field(None, description="Where Tandem is, as Label Studio reaches it: used to find and repair the webhook")
+    model_dir: Path = Field(Path("tandem-data"), description="All local state")
+    host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 - a server in a container
+    port: int = Field(9090, ge=1, le=65535, description="Port to listen on")
+    workers: int = Field(1, ge=1, le=64, description="Web processes")
+    threads: int = Field(16, ge=1, le=256, description="Threads of each web process")
+    basic_auth_user: str | None = Field(None, description="User for Basic auth on everything but health; off without it")
+    basic_auth_pass: SecretStr | None = Field(None, description="Password for Basic auth")
+    webhook_secret: SecretStr | None = Field(
+        None, description="What the header `X-Webhook-Secret` of a webhook must hold; with Basic auth and without this one is made and kept in `MODEL_DIR`"
+    )
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
+    artifacts_url: str | None = Field(None, description="Where versions are kept, as an fsspec URL; a folder in `MODEL_DIR` without it")
+    backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")
+    weights: str = Field("auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the backbone runs")
+    train_min_labels: int = Field(4, ge=2, description="Labels before the first version")
+    train_quiet_s: float = Field(1.0, ge=0, description="Seconds without a new label before a training starts")
+    train_max_wait_s: float = Field(10.0, ge=0, description="Longest wait of a label for a training, however busy the annotators")
+    finetune_min_labels: int = Field(200, ge=10, description="Labels before the whole network is fine-tuned; again at every half more")
+    push_predictions: bool = Field(True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion")
+    sync_interval_s: float = Field(300.0, gt=0, description="Seconds between reconciliations with Label Studio")
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Internal hosts, separated by commas, that images may come from besides Label Studio"
+    )
+    image_timeout_s: float = Field(20.0, gt=0, description="Longest download of one image")
+    max_image_bytes: int = Field(64 * MIB, gt=0, description="Largest image file")
+    max_image_pixels: int = Field(200_000_000, gt=0, description="Largest image")
+    image_cache_bytes: int = Field(4096 * MIB, gt=0, description="Room for downloaded images")
+    predict_timeout_s: float = Field(60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level of log lines")
+
+    @field_validator("image_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        return value
+
+    @field_validator("label_studio_url", "public_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"{value!r} is not a base URL: write it like http://label-studio.example:8080")
+        if parts.username or parts.password:
+            raise ValueError("a URL with a user or password in it would end up in logs: leave them out")
+        return value.rstrip("/")
+
+    @field_validator("model_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
+            raise ValueError("BASIC_AUTH_USER and BASIC_AUTH_PASS go together: set both or neither")
+        if self.label_studio_api_key and not self.label_studio_url:
+            raise ValueError("LABEL_STUDIO_API_KEY without LABEL_STUDIO_URL: say where Label Studio is")
+        if self.weights not in ("auto", "none") and not Path(self.weights).is_file():
+            raise ValueError(f"WEIGHTS={self.weights!r} is neither auto, none nor a file")
+        return self
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL in use."""
+        return self.database_url or f"sqlite:///{self.model_dir / 'tandem.sqlite3'}"
+
+    @property
+    def resolved_artifacts_url(self) -> str:
+        """The artifacts URL in use."""
+        return self.artifacts_url or str(self.model_dir / "artifacts")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment, with overrides for what a command line option gives.
+
+    Raises:
+        ConfigurationError: naming everything that is wrong at once.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks each value
+    except ValidationError as error:
+        lines = [
+            f"{'_'.join(str(part) for part in problem['loc']).upper() or 'settings'}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError("these settings are wrong:\n  " + "\n  ".join(lines)) from None
