@@ -212,15 +212,7 @@ class UnclearEvent:
     project: ProjectSnapshot | None = None
 
 
-Event = (
-    ProjectSeen
-    | TasksSeen
-    | AnnotationsSeen
-    | AnnotationsDeleted
-    | TasksDeleted
-    | TrainingRequested
-    | UnclearEvent
-)
+Event = ProjectSeen | TasksSeen | AnnotationsSeen | AnnotationsDeleted | TasksDeleted | TrainingRequested | UnclearEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -433,13 +425,13 @@ class TrainingPolicy:
     def decide(self, counts: LabelCounts, schema: LabelSchema) -> TrainingDecision:
         """Return the next training that the labels known so far justify."""
         if counts.n_labels < self.min_labels:
-            return TrainingDecision(
-                next=None, reason=f"waiting for labels: {counts.n_labels} of {self.min_labels}"
-            )
+            return TrainingDecision(next=None, reason=f"waiting for labels: {counts.n_labels} of {self.min_labels}")
         if counts.n_classes < 2 and not schema.multiple:
             return TrainingDecision(next=None, reason="waiting for labels of a second class: all have the same one")
         if self.finetune_is_due(counts):
-            return TrainingDecision(next=VersionKind.FINETUNE, reason=f"{counts.n_labels} labels are enough to fine-tune")
+            return TrainingDecision(
+                next=VersionKind.FINETUNE, reason=f"{counts.n_labels} labels are enough to fine-tune"
+            )
         due = max(self.finetune_min_labels, int(counts.n_finetune_labels * self.finetune_growth))
         return TrainingDecision(
             next=VersionKind.HEAD, reason=f"each new label re-fits the head; fine-tuning is due at {due} labels"
@@ -501,7 +493,9 @@ def decide_promotion(
     if comparison is None or comparison.n_images == 0:
         return PromotionDecision(promote=True, reason=f"no image is left to compare with {active.name} on")
     if comparison.n_images == 1:
-        return PromotionDecision(promote=True, reason="one image is too few to tell versions apart, and the candidate knows more")
+        return PromotionDecision(
+            promote=True, reason="one image is too few to tell versions apart, and the candidate knows more"
+        )
     needed = "a head must not be worse beyond one standard error"
     limit = comparison.standard_error
     if candidate.kind is VersionKind.FINETUNE:

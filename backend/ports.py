@@ -58,7 +58,7 @@ class ProjectStore(Protocol):
             NotFound: there is none with this id.
         """
 
-    def list(self) -> list[Project]:
+    def all(self) -> list[Project]:
         """Return all projects by id."""
 
     def save(self, project: Project) -> None:
@@ -81,7 +81,7 @@ class TaskStore(Protocol):
     def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
         """Return the known ones among these tasks, by id."""
 
-    def list(self, project_id: int) -> list[Task]:
+    def all(self, project_id: int) -> list[Task]:
         """Return all tasks of a project, by id."""
 
     def to_embed(self, project_id: int, backbone_digest: str | None, limit: int) -> list[Task]:
@@ -122,7 +122,7 @@ class AnnotationStore(Protocol):
             How many live annotations were deleted.
         """
 
-    def list(self, project_id: int) -> list[Annotation]:
+    def all(self, project_id: int) -> list[Annotation]:
         """Return all live annotations of tasks that are known, by id."""
 
 
@@ -179,7 +179,7 @@ class JobStore(Protocol):
             NotFound: there is no such job.
         """
 
-    def list(self, project_id: int, limit: int = 100) -> list[Job]:
+    def all(self, project_id: int, limit: int = 100) -> list[Job]:
         """Return a project's jobs, newest first."""
 
     def prune(self, finished_before: datetime) -> int:
@@ -205,7 +205,7 @@ class VersionStore(Protocol):
             NotFound: the project has no such version.
         """
 
-    def list(self, project_id: int) -> list[ModelVersion]:
+    def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
 
     def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
@@ -245,9 +245,7 @@ class FeatureStore(Protocol):
     def append(self, backbone_digest: str, image_digests: Sequence[str], features: NDArray[np.float16]) -> None:
         """Store rows of shape (n_images, n_features) durably; images already stored are left as they are."""
 
-    def read(
-        self, backbone_digest: str, image_digests: Sequence[str]
-    ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    def read(self, backbone_digest: str, image_digests: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """Return the rows found, shape (n_found, n_features) in the order asked, and which were found, shape (n_images,)."""
 
 

@@ -26,27 +26,42 @@ class Settings(BaseSettings):
     label_studio_api_key: SecretStr | None = Field(
         None, description="Personal access token or legacy token of a Label Studio user who may see the projects"
     )
-    public_url: str | None = Field(None, description="Where Tandem is, as Label Studio reaches it: used to find and repair the webhook")
+    public_url: str | None = Field(
+        None, description="Where Tandem is, as Label Studio reaches it: used to find and repair the webhook"
+    )
     model_dir: Path = Field(Path("tandem-data"), description="All local state")
     host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 - a server in a container
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on")
     workers: int = Field(1, ge=1, le=64, description="Web processes")
     threads: int = Field(16, ge=1, le=256, description="Threads of each web process")
-    basic_auth_user: str | None = Field(None, description="User for Basic auth on everything but health; off without it")
+    basic_auth_user: str | None = Field(
+        None, description="User for Basic auth on everything but health; off without it"
+    )
     basic_auth_pass: SecretStr | None = Field(None, description="Password for Basic auth")
     webhook_secret: SecretStr | None = Field(
-        None, description="What the header `X-Webhook-Secret` of a webhook must hold; with Basic auth and without this one is made and kept in `MODEL_DIR`"
+        None,
+        description="What the header `X-Webhook-Secret` of a webhook must hold; with Basic auth and without this one is made and kept in `MODEL_DIR`",
     )
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
-    artifacts_url: str | None = Field(None, description="Where versions are kept, as an fsspec URL; a folder in `MODEL_DIR` without it")
+    artifacts_url: str | None = Field(
+        None, description="Where versions are kept, as an fsspec URL; a folder in `MODEL_DIR` without it"
+    )
     backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")
-    weights: str = Field("auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict")
+    weights: str = Field(
+        "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the backbone runs")
     train_min_labels: int = Field(4, ge=2, description="Labels before the first version")
     train_quiet_s: float = Field(1.0, ge=0, description="Seconds without a new label before a training starts")
-    train_max_wait_s: float = Field(10.0, ge=0, description="Longest wait of a label for a training, however busy the annotators")
-    finetune_min_labels: int = Field(200, ge=10, description="Labels before the whole network is fine-tuned; again at every half more")
-    push_predictions: bool = Field(True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion")
+    train_max_wait_s: float = Field(
+        10.0, ge=0, description="Longest wait of a label for a training, however busy the annotators"
+    )
+    finetune_min_labels: int = Field(
+        200, ge=10, description="Labels before the whole network is fine-tuned; again at every half more"
+    )
+    push_predictions: bool = Field(
+        True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion"
+    )
     sync_interval_s: float = Field(300.0, gt=0, description="Seconds between reconciliations with Label Studio")
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Internal hosts, separated by commas, that images may come from besides Label Studio"
@@ -55,7 +70,9 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(64 * MIB, gt=0, description="Largest image file")
     max_image_pixels: int = Field(200_000_000, gt=0, description="Largest image")
     image_cache_bytes: int = Field(4096 * MIB, gt=0, description="Room for downloaded images")
-    predict_timeout_s: float = Field(60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later")
+    predict_timeout_s: float = Field(
+        60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level of log lines")
 
     @field_validator("image_hosts", mode="before")
