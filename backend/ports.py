@@ -246,7 +246,7 @@ class FeatureStore(Protocol):
         """Store rows of shape (n_images, n_features) durably; images already stored are left as they are."""
 
     def read(self, backbone_digest: str, image_digests: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return the rows found, shape (n_found, n_features) in the order asked, and which were found, shape (n_images,)."""
+        """Return the rows found, (n_found, n_features) in the order asked, and which were found, (n_images,)."""
 
 
 class ArtifactStore(Protocol):

@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     basic_auth_pass: SecretStr | None = Field(None, description="Password for Basic auth")
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What the header `X-Webhook-Secret` of a webhook must hold; with Basic auth and without this one is made and kept in `MODEL_DIR`",
+        description=(
+            "What the header `X-Webhook-Secret` of a webhook must hold; with Basic auth and without this, one is made "
+            "and kept in `MODEL_DIR`"
+        ),
     )
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
     artifacts_url: str | None = Field(
@@ -129,8 +132,8 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks each value
     except ValidationError as error:
-        lines = [
-            f"{'_'.join(str(part) for part in problem['loc']).upper() or 'settings'}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_input=False, include_url=False)
-        ]
+        lines = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper() or "settings"
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("these settings are wrong:\n  " + "\n  ".join(lines)) from None
