@@ -1,0 +1,1 @@
+"""Concrete stores, sources and executors behind the ports."""

@@ -1,0 +1,1 @@
+"""Label Studio: its wire format, its label configs and its API."""

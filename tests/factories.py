@@ -1,0 +1,1 @@
+"""Makers of nouns and images for tests."""
