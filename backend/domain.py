@@ -5,7 +5,7 @@ Standard library only; every noun is frozen, every datetime aware and in UTC.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -93,7 +93,8 @@ class Task:
     """A Label Studio task with one image.
 
     ``image_digest`` is the SHA-256 of the image's bytes once they were fetched, ``image_problem`` why they
-    could not be; ``backbone_digest`` names the features stored for the image.
+    could not be; ``backbone_digest`` names the features stored for the image; ``pushed_version`` the model version
+    whose suggestion Label Studio holds.
     """
 
     id: int
@@ -101,6 +102,7 @@ class Task:
     image_digest: str | None = None
     image_problem: str | None = None
     backbone_digest: str | None = None
+    pushed_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,21 @@ def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tupl
     ranked = counts.most_common(2)
     tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
     return newest[:1] if tied else (ranked[0][0],)
+
+
+def labelled_images(
+    tasks: Sequence[Task], annotations: Sequence[Annotation], schema: LabelSchema
+) -> list[LabelledImage]:
+    """Return the agreed label of each task whose image is known, by task id."""
+    answers: dict[int, list[Annotation]] = defaultdict(list)
+    for annotation in annotations:
+        answers[annotation.task_id].append(annotation)
+    labelled = []
+    for task in sorted(tasks, key=lambda each: each.id):
+        label = agreed_label(answers.get(task.id, ()), schema)
+        if label and task.image_digest:
+            labelled.append(LabelledImage(task_id=task.id, image_digest=task.image_digest, class_names=label))
+    return labelled
 
 
 # --- what Label Studio tells us ----------------------------------------------------------------------

@@ -96,6 +96,12 @@ class TaskStore(Protocol):
     def forgive_problems(self, project_id: int) -> int:
         """Clear the image problems of a project, so that its images are tried again; return how many."""
 
+    def record_pushed(self, project_id: int, task_ids: Sequence[int], version: str) -> None:
+        """Store that Label Studio holds this version's suggestion for these tasks."""
+
+    def forget_pushed(self, project_id: int) -> None:
+        """Store that Label Studio holds no suggestion of ours for any task."""
+
     def count(self, project_id: int) -> int:
         """Return the number of tasks."""
 
@@ -109,10 +115,14 @@ class TaskStore(Protocol):
 class AnnotationStore(Protocol):
     """Replica of the annotations of each project, keyed by annotation id; the newest ``updated_at`` wins."""
 
-    def upsert(self, project_id: int, annotations: Sequence[Annotation]) -> int:
+    def upsert(
+        self, project_id: int, annotations: Sequence[Annotation], *, read_at: datetime | None = None
+    ) -> int:
         """Store annotations and return how many changed something.
 
-        An annotation older than the stored one, or not newer than its deletion, is ignored.
+        An annotation older than the stored one is ignored, and so is one that was deleted and not changed since;
+        but Label Studio's API is the truth: ``read_at`` says when it began to list these annotations, and revives
+        those deleted before.
         """
 
     def delete(self, project_id: int, annotation_ids: Sequence[int], deleted_at: datetime) -> int:
