@@ -1,0 +1,41 @@
+"""When jobs start: bursts of events become one job, and pushing leaves Label Studio time for its annotators."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from backend.domain import Job, JobKind, TrainingPolicy
+from backend.ports import Clock, Stores
+
+PUSH_REST_FACTOR = 3.0
+
+
+class Scheduler:
+    """Queues jobs within the caller's transaction."""
+
+    def __init__(self, clock: Clock, policy: TrainingPolicy) -> None:
+        self._clock = clock
+        self._policy = policy
+
+    def soon(self, stores: Stores, project_id: int, kind: JobKind) -> Job:
+        """Queue a job for the next quiet moment, at the latest the policy's longest wait after the first call."""
+        now = self._clock.now()
+        queued = stores.jobs.queued(project_id, kind)
+        run_after = self._policy.run_after(now, queued.created_at if queued else None)
+        return stores.jobs.enqueue(project_id, kind, run_after, now)
+
+    def now(self, stores: Stores, project_id: int, kind: JobKind) -> Job:
+        """Queue a job, or move the queued one, to start at once."""
+        now = self._clock.now()
+        return stores.jobs.enqueue(project_id, kind, now, now)
+
+    def push(self, stores: Stores, project_id: int) -> Job:
+        """Queue a push that starts after a rest in proportion to the last one, so that Label Studio is never swamped."""
+        now = self._clock.now()
+        run_after = now
+        for job in stores.jobs.all(project_id):
+            if job.kind is JobKind.PUSH and job.started_at and job.finished_at:
+                rest = PUSH_REST_FACTOR * (job.finished_at - job.started_at)
+                run_after = max(now, min(job.finished_at + rest, now + timedelta(minutes=5)))
+                break
+        return stores.jobs.enqueue(project_id, JobKind.PUSH, run_after, now)

@@ -1,0 +1,210 @@
+"""Every image is fetched and embedded once, in the background, as soon as its task is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from backend.domain import JobKind, Progress, Project, Task
+from backend.errors import EmbedderUnavailable, ImageError, ImageUnavailable
+from backend.ports import (
+    ArtifactStore,
+    CachedImage,
+    Database,
+    Embedder,
+    FeatureStore,
+    ImageSource,
+    ReportProgress,
+)
+from backend.scheduling import Scheduler
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = structlog.get_logger()
+
+BATCH_SIZE = 64
+N_FETCHERS = 8
+
+
+class Embedding:
+    """Fetches images, embeds them and stores their features."""
+
+    def __init__(
+        self,
+        database: Database,
+        images: ImageSource,
+        embedder: Embedder,
+        features: FeatureStore,
+        artifacts: ArtifactStore,
+        scheduler: Scheduler,
+        *,
+        image_timeout_s: float,
+    ) -> None:
+        self._database = database
+        self._images = images
+        self._embedder = embedder
+        self._features = features
+        self._artifacts = artifacts
+        self._scheduler = scheduler
+        self._image_timeout_s = image_timeout_s
+        self._fetchers = ThreadPoolExecutor(N_FETCHERS, thread_name_prefix="fetch")
+
+    def run(self, project_id: int, report: ReportProgress) -> str:
+        """Embed every image of a project that has no features yet, labelled ones first.
+
+        Raises:
+            EmbedderUnavailable: the embedding process is not up.
+            ImageUnavailable: no image of a whole batch could be reached: their host seems to be down.
+        """
+        with self._database.snapshot() as stores:
+            digest = self._digest_in_use(stores.projects.get(project_id))
+        self._use_backbone(project_id, digest)
+        done = failed = 0
+        for tasks in self._pages(project_id, digest):
+            rows = self._embed(project_id, tasks, digest, timeout_s=self._image_timeout_s, urgent=False)
+            n_embedded = sum(row is not None for _, row in rows)
+            done += n_embedded
+            failed += len(tasks) - n_embedded
+            with self._database.transaction() as stores:
+                total = stores.tasks.count(project_id)
+                self._scheduler.soon(stores, project_id, JobKind.HEAD)
+            report(Progress(done=done + failed, total=max(total, done + failed), unit="images"))
+        with self._database.transaction() as stores:
+            if done and stores.versions.active(project_id):
+                self._scheduler.push(stores, project_id)
+        return f"{done} images embedded" + (f", {failed} could not be read" if failed else "")
+
+    def features_of(
+        self, project: Project, tasks: Sequence[Task], digest: str, deadline_s: float
+    ) -> list[NDArray[np.float16] | str]:
+        """Return for each task its feature row, shape (n_features,), or the reason why there is none.
+
+        Known images are looked up; the others are fetched and embedded until ``deadline_s`` on the monotonic clock.
+
+        Raises:
+            EmbedderUnavailable: the embedding process is not up.
+            ImageUnavailable: no image of a whole batch could be reached: their host seems to be down.
+        """
+        with self._database.snapshot() as stores:
+            known = {task.id: task for task in stores.tasks.get(project.id, [task.id for task in tasks])}
+        image_digests = [self._known_digest(task, known.get(task.id)) for task in tasks]
+        answers: list[NDArray[np.float16] | str] = ["its image is not embedded yet" for _ in tasks]
+        found = self._look_up(digest, image_digests)
+        missing = []
+        for index, task in enumerate(tasks):
+            row = found.get(image_digests[index] or "")
+            if row is not None:
+                answers[index] = row
+            elif task.image_url is None:
+                answers[index] = "it has no image where the label config looks for one"
+            else:
+                missing.append(index)
+        for start in range(0, len(missing), BATCH_SIZE):
+            if time.monotonic() >= deadline_s:
+                break
+            some = missing[start : start + BATCH_SIZE]
+            timeout_s = min(self._image_timeout_s, max(0.1, deadline_s - time.monotonic()))
+            rows = self._embed(project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, urgent=True)
+            for index, (task, row) in zip(some, rows, strict=True):
+                answers[index] = task.image_problem or "its image has no features" if row is None else row
+        return answers
+
+    def _embed(
+        self, project_id: int, tasks: Sequence[Task], digest: str, *, timeout_s: float, urgent: bool
+    ) -> list[tuple[Task, NDArray[np.float16] | None]]:
+        """Fetch, embed and store the images of tasks; return each task as it is now, with its feature row if any."""
+        fetched = self._fetch(tasks, timeout_s)
+        paths = [image.path for image in fetched if isinstance(image, CachedImage)]
+        rows = self._embedder.embed(paths, backbone_digest=digest, urgent=urgent)
+        if rows.backbone_digest != digest:
+            raise EmbedderUnavailable(f"the embedder runs backbone {rows.backbone_digest[:8]}, not {digest[:8]}")
+        settled = self._settle(tasks, fetched, rows.problems, digest)
+        embedded = [task.image_digest or "" for task in settled if task.backbone_digest == digest]
+        self._features.append(digest, embedded, rows.features)
+        with self._database.transaction() as stores:
+            stores.tasks.upsert(project_id, tasks)
+            for task in settled:
+                stores.tasks.record_image(project_id, task)
+        for task in settled:
+            if task.image_problem:
+                log.warning("image unusable", project=project_id, task=task.id, reason=task.image_problem)
+        remaining = iter(rows.features)
+        return [(task, next(remaining) if task.backbone_digest == digest else None) for task in settled]
+
+    def _digest_in_use(self, project: Project) -> str:
+        """Return the fine-tuned backbone that the project has moved to, else the pretrained one of the settings."""
+        digest = project.backbone_digest
+        if digest and self._artifacts.keys(f"backbones/{digest}"):
+            return digest
+        return self._embedder.base_digest()
+
+    def _use_backbone(self, project_id: int, digest: str) -> None:
+        with self._database.transaction() as stores:
+            project = stores.projects.get(project_id)
+            if project.backbone_digest != digest:
+                stores.projects.save(replace(project, backbone_digest=digest))
+
+    def _pages(self, project_id: int, digest: str) -> Iterator[list[Task]]:
+        while True:
+            with self._database.snapshot() as stores:
+                tasks = stores.tasks.to_embed(project_id, digest, BATCH_SIZE)
+            if not tasks:
+                return
+            yield tasks
+
+    def _fetch(self, tasks: Sequence[Task], timeout_s: float) -> list[CachedImage | ImageError]:
+        """Fetch the images of tasks side by side, in order; an image that cannot be had is its error."""
+
+        def fetch(task: Task) -> CachedImage | ImageError:
+            cached = self._images.cached(task.image_digest) if task.image_digest else None
+            if cached:
+                return cached
+            try:
+                return self._images.fetch(task.image_url or "", label_studio_task_id=task.id, timeout_s=timeout_s)
+            except ImageError as error:
+                return error
+
+        fetched = list(self._fetchers.map(fetch, tasks))
+        if len(tasks) > 1 and all(isinstance(image, ImageUnavailable) for image in fetched):
+            raise ImageUnavailable(f"none of {len(tasks)} images could be reached; the first one: {fetched[0]}")
+        return fetched
+
+    def _settle(
+        self, tasks: Sequence[Task], fetched: Sequence[CachedImage | ImageError], problems: dict[int, str], digest: str
+    ) -> list[Task]:
+        """Return each task with what became of its image; ``problems`` counts only the images that were fetched."""
+        settled = []
+        position = 0
+        for task, image in zip(tasks, fetched, strict=True):
+            if isinstance(image, ImageError):
+                settled.append(replace(task, image_problem=str(image), backbone_digest=None))
+                continue
+            problem = problems.get(position)
+            position += 1
+            settled.append(
+                replace(
+                    task,
+                    image_digest=image.digest,
+                    image_problem=problem,
+                    backbone_digest=None if problem else digest,
+                )
+            )
+        return settled
+
+    def _known_digest(self, task: Task, known: Task | None) -> str | None:
+        """Return the digest of the task's image, unless the task now shows another image than the one stored."""
+        return known.image_digest if known and known.image_url == task.image_url else None
+
+    def _look_up(self, digest: str, image_digests: Sequence[str | None]) -> dict[str, NDArray[np.float16]]:
+        wanted = sorted({image_digest for image_digest in image_digests if image_digest})
+        rows, found = self._features.read(digest, wanted)
+        present = [image_digest for image_digest, here in zip(wanted, found, strict=True) if here]
+        return dict(zip(present, rows, strict=True))
+

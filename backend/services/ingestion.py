@@ -1,0 +1,105 @@
+"""Label Studio's events become rows, within milliseconds: nothing is learned, fetched or counted here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from backend.domain import (
+    AnnotationsDeleted,
+    AnnotationsSeen,
+    Event,
+    JobKind,
+    Project,
+    ProjectSeen,
+    ProjectSnapshot,
+    TasksDeleted,
+    TasksSeen,
+    TrainingRequested,
+    UnclearEvent,
+    untrained_name,
+)
+from backend.ports import Clock, Database, Stores
+from backend.scheduling import Scheduler
+
+log = structlog.get_logger()
+
+
+class Ingestion:
+    """Stores what Label Studio tells, and queues the work that follows from it."""
+
+    def __init__(self, database: Database, clock: Clock, scheduler: Scheduler) -> None:
+        self._database = database
+        self._clock = clock
+        self._scheduler = scheduler
+
+    def setup(self, snapshot: ProjectSnapshot) -> str:
+        """Take note of a project and return the model version that Label Studio should expect."""
+        with self._database.transaction() as stores:
+            project = self.observe(stores, snapshot)
+            active = stores.versions.active(project.id)
+        return active.name if active else untrained_name(project.id)
+
+    def handle(self, event: Event) -> Project | None:
+        """Store an event durably; return the project it was about, if it says.
+
+        When this returns, the event is in the database: a crash any moment later loses nothing.
+        """
+        with self._database.transaction() as stores:
+            if event.project is None:
+                self._suspect_all(stores)
+                project = None
+            else:
+                project = self.observe(stores, event.project, is_event=True)
+                self._store(stores, project, event)
+        log.info("event stored", event_type=type(event).__name__, project=project.id if project else None)
+        return project
+
+    def observe(self, stores: Stores, snapshot: ProjectSnapshot, *, is_event: bool = False) -> Project:
+        """Store what a message says about its project; a new project or label config is reconciled."""
+        known = stores.projects.resolve(snapshot.identity)
+        project = replace(
+            known,
+            title=known.title if snapshot.title is None else snapshot.title,
+            label_config=snapshot.label_config or known.label_config,
+            event_at=self._clock.now() if is_event else known.event_at,
+        )
+        if project != known:
+            stores.projects.save(project)
+        if project.label_config != known.label_config:
+            log.info(
+                "label config changed",
+                project=project.id,
+                problem=project.label_config.problem,
+                note=project.label_config.note,
+            )
+            self._scheduler.now(stores, project.id, JobKind.SYNC)
+            self._scheduler.soon(stores, project.id, JobKind.HEAD)
+        return project
+
+    def _store(self, stores: Stores, project: Project, event: Event) -> None:
+        match event:
+            case ProjectSeen():
+                pass
+            case TasksSeen(tasks=tasks):
+                if stores.tasks.upsert(project.id, tasks):
+                    self._scheduler.soon(stores, project.id, JobKind.EMBED)
+            case AnnotationsSeen(tasks=tasks, annotations=annotations):
+                if stores.tasks.upsert(project.id, tasks):
+                    self._scheduler.now(stores, project.id, JobKind.EMBED)
+                if stores.annotations.upsert(project.id, annotations):
+                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            case AnnotationsDeleted(annotation_ids=ids):
+                if stores.annotations.delete(project.id, ids, self._clock.now()):
+                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            case TasksDeleted(task_ids=ids):
+                if stores.tasks.delete(project.id, ids):
+                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            case TrainingRequested() | UnclearEvent():
+                self._scheduler.soon(stores, project.id, JobKind.SYNC)
+                self._scheduler.soon(stores, project.id, JobKind.HEAD)
+
+    def _suspect_all(self, stores: Stores) -> None:
+        for project in stores.projects.all():
+            self._scheduler.soon(stores, project.id, JobKind.SYNC)

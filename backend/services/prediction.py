@@ -1,0 +1,150 @@
+"""The answer to a request for suggestions: a feature look-up and a matrix product, whatever else goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import structlog
+
+from backend.domain import (
+    JobKind,
+    LabelSchema,
+    ModelVersion,
+    NoSuggestion,
+    Project,
+    ProjectSnapshot,
+    Suggestion,
+    Task,
+)
+from backend.errors import EmbedderUnavailable, ImageUnavailable
+from backend.ports import ArtifactStore, Clock, Database
+from backend.scheduling import Scheduler
+from model.inference import Predictor, load_predictor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = structlog.get_logger()
+
+N_LOADED_VERSIONS = 16
+
+
+class FeatureSource(Protocol):
+    """Features of tasks, looked up or made on the spot."""
+
+    def features_of(
+        self, project: Project, tasks: Sequence[Task], digest: str, deadline_s: float
+    ) -> list[NDArray[np.float16] | str]:
+        """Return for each task its feature row, or the reason why there is none."""
+
+
+class Prediction:
+    """Suggests labels with the active version of each project."""
+
+    def __init__(
+        self,
+        database: Database,
+        artifacts: ArtifactStore,
+        features: FeatureSource,
+        clock: Clock,
+        scheduler: Scheduler,
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._features = features
+        self._clock = clock
+        self._scheduler = scheduler
+        self._timeout_s = timeout_s
+        self._predictors: OrderedDict[str, Predictor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> list[Suggestion | NoSuggestion]:
+        """Return one suggestion, or the reason for none, per task and in the same order."""
+        deadline_s = time.monotonic() + self._timeout_s
+        project, active = self._note_request(snapshot, tasks)
+        schema = snapshot.label_config.schema if snapshot.label_config else project.schema
+        problem = self._problem(project, snapshot, schema, active)
+        if problem or not active or not schema:
+            return self._explained(project, [NoSuggestion(task_id=task.id, reason=problem or "") for task in tasks])
+        try:
+            rows = self._features.features_of(project, tasks, active.backbone_digest, deadline_s)
+        except (EmbedderUnavailable, ImageUnavailable) as error:
+            return self._explained(project, [NoSuggestion(task_id=task.id, reason=str(error)) for task in tasks])
+        return self._explained(project, self.suggest(active, schema, tasks, rows))
+
+    def suggest(
+        self,
+        version: ModelVersion,
+        schema: LabelSchema,
+        tasks: Sequence[Task],
+        rows: Sequence[NDArray[np.float16] | str],
+    ) -> list[Suggestion | NoSuggestion]:
+        """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal."""
+        predictor = self.predictor(version)
+        known = [row for row in rows if not isinstance(row, str)]
+        suggested = iter(predictor.suggest(np.stack(known), allowed=schema.class_names) if known else ())
+        results: list[Suggestion | NoSuggestion] = []
+        for task, row in zip(tasks, rows, strict=True):
+            if isinstance(row, str):
+                results.append(NoSuggestion(task_id=task.id, reason=row))
+                continue
+            best = next(suggested)
+            results.append(
+                Suggestion(task_id=task.id, class_names=best.class_names, score=best.score, version=version.name)
+            )
+        return results
+
+    def predictor(self, version: ModelVersion) -> Predictor:
+        """Return a version ready to predict, loading it once."""
+        with self._lock:
+            predictor = self._predictors.pop(version.name, None)
+            if predictor is None:
+                folder = self._artifacts.fetch(f"versions/p{version.project_id}/{version.name}")
+                predictor = load_predictor(folder)
+                while len(self._predictors) >= N_LOADED_VERSIONS:
+                    self._predictors.popitem(last=False)
+            self._predictors[version.name] = predictor
+            return predictor
+
+    def _note_request(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> tuple[Project, ModelVersion | None]:
+        """Make tasks known that no event told of, and return the project with its active version."""
+        with self._database.transaction() as stores:
+            project = stores.projects.resolve(snapshot.identity)
+            changed = replace(project, predict_at=self._clock.now())
+            if snapshot.label_config and snapshot.label_config != project.label_config:
+                changed = replace(changed, label_config=snapshot.label_config)
+                self._scheduler.soon(stores, project.id, JobKind.SYNC)
+                self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            stores.projects.save(changed)
+            if stores.tasks.upsert(project.id, [task for task in tasks if task.image_url]):
+                self._scheduler.soon(stores, project.id, JobKind.EMBED)
+            return changed, stores.versions.active(project.id)
+
+    def _problem(
+        self, project: Project, snapshot: ProjectSnapshot, schema: LabelSchema | None, active: ModelVersion | None
+    ) -> str | None:
+        if schema is None:
+            label_config = snapshot.label_config or project.label_config
+            return label_config.problem or "the project's label config is not known yet"
+        if active is None:
+            return "there is no version yet: label some more images"
+        if not set(schema.class_names) & set(active.class_names):
+            return f"{active.name} knows none of the classes in the label config: label some images with them"
+        return None
+
+    def _explained(
+        self, project: Project, results: list[Suggestion | NoSuggestion]
+    ) -> list[Suggestion | NoSuggestion]:
+        refused = [result for result in results if isinstance(result, NoSuggestion)]
+        for reason in sorted({result.reason for result in refused}):
+            tasks = [result.task_id for result in refused if result.reason == reason]
+            log.info("no suggestion", project=project.id, tasks=tasks[:10], n_tasks=len(tasks), reason=reason)
+        return results
