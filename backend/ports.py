@@ -252,8 +252,25 @@ class Database(Protocol):
 class FeatureStore(Protocol):
     """Float16 feature rows keyed by backbone digest and image digest."""
 
-    def append(self, backbone_digest: str, image_digests: Sequence[str], features: NDArray[np.float16]) -> None:
-        """Store rows of shape (n_images, n_features) durably; images already stored are left as they are."""
+    def append(
+        self,
+        backbone_digest: str,
+        image_digests: Sequence[str],
+        features: NDArray[np.float16],
+        *,
+        block_sizes: tuple[int, ...],
+    ) -> None:
+        """Store rows of shape (n_images, n_features) durably; images already stored are left as they are.
+
+        ``block_sizes`` says from how many columns of which block of the backbone a row is put together.
+        """
+
+    def block_sizes(self, backbone_digest: str) -> tuple[int, ...]:
+        """Return the block sizes of this backbone's rows.
+
+        Raises:
+            NotFound: nothing is stored for this backbone.
+        """
 
     def read(self, backbone_digest: str, image_digests: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """Return the rows found, (n_found, n_features) in the order asked, and which were found, (n_images,)."""
@@ -311,11 +328,12 @@ class ImageSource(Protocol):
 class Embedding:
     """Features of some images.
 
-    ``features`` has a row for each image that could be read; ``problems`` maps the index of each other image to
-    the reason.
+    ``features`` has a row for each image that could be read, made of ``block_sizes`` columns of each block;
+    ``problems`` maps the index of each other image to the reason.
     """
 
     backbone_digest: str
+    block_sizes: tuple[int, ...]
     features: NDArray[np.float16]
     problems: dict[int, str]
 

@@ -127,7 +127,7 @@ class Embedding:
             raise EmbedderUnavailable(f"the embedder runs backbone {rows.backbone_digest[:8]}, not {digest[:8]}")
         settled = self._settle(tasks, fetched, rows.problems, digest)
         embedded = [task.image_digest or "" for task in settled if task.backbone_digest == digest]
-        self._features.append(digest, embedded, rows.features)
+        self._features.append(digest, embedded, rows.features, block_sizes=rows.block_sizes)
         with self._database.transaction() as stores:
             stores.tasks.upsert(project_id, tasks)
             for task in settled:
