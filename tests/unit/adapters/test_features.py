@@ -1,0 +1,250 @@
+"""The feature files: what was appended is found, whoever appended it and however a writer died."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.adapters.features import FeatureFiles
+from backend.errors import ConfigurationError
+
+BACKBONE = "0123abcd"
+N_FEATURES = 5
+
+
+def digests(names) -> list[str]:
+    return [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
+
+
+def rows(names) -> np.ndarray:
+    """Return rows that tell which image they belong to."""
+    return np.array([[name, name // 7, 1, -name, 0.5] for name in names], np.float16).reshape(-1, N_FEATURES)
+
+
+def append(store: FeatureFiles, names) -> None:
+    store.append(BACKBONE, digests(names), rows(names))
+
+
+def assert_holds(store: FeatureFiles, present, absent=()) -> None:
+    names, stored = [*present, *absent], set(present)
+    order = np.random.default_rng(0).permutation(len(names))
+    names = [names[index] for index in order]
+    features, found = store.read(BACKBONE, digests(names))
+    assert found.tolist() == [name in stored for name in names]
+    np.testing.assert_array_equal(features, rows([name for name in names if name in stored]))
+
+
+def test_rows_are_read_in_the_order_asked_with_gaps_and_repeats(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, range(10))
+    features, found = store.read(BACKBONE, digests([7, 99, 3, 7]))
+    assert features.dtype == np.float16
+    assert found.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(features, rows([7, 3, 7]))
+
+
+def test_an_empty_store_finds_nothing(tmp_path):
+    features, found = FeatureFiles(tmp_path).read(BACKBONE, digests([1, 2]))
+    assert features.shape == (0, 0)
+    assert found.tolist() == [False, False]
+
+
+def test_asking_for_nothing_and_appending_nothing(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, [])
+    append(store, [1])
+    features, found = store.read(BACKBONE, [])
+    assert features.shape == (0, N_FEATURES)
+    assert found.shape == (0,)
+
+
+def test_a_stored_row_stays_as_it_is(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, [1, 2])
+    store.append(BACKBONE, digests([2, 3, 3]), rows([50, 3, 60]))
+    assert_holds(store, [1, 2, 3])
+    assert (tmp_path / BACKBONE / "keys.bin").stat().st_size == 3 * 32
+
+
+def test_backbones_do_not_mix(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, [1])
+    store.append("ffff", digests([1]), np.ones((1, 3), np.float16))
+    assert store.read("ffff", digests([1]))[0].tolist() == [[1, 1, 1]]
+    assert_holds(store, [1])
+
+
+def test_rows_outlive_the_store(tmp_path):
+    append(FeatureFiles(tmp_path), range(100))
+    append(FeatureFiles(tmp_path), range(50, 150))
+    assert_holds(FeatureFiles(tmp_path), range(150), absent=[1000])
+
+
+def test_a_reader_sees_what_another_appends_later(tmp_path):
+    reader, writer = FeatureFiles(tmp_path), FeatureFiles(tmp_path)
+    assert not reader.read(BACKBONE, digests([0]))[1].any()
+    for start in range(0, 12_000, 1500):  # more than one sorting of the index
+        append(writer, range(start, start + 1500))
+        assert_holds(reader, range(start + 1500), absent=[start + 1500])
+
+
+def test_keys_with_equal_first_bytes_are_told_apart(tmp_path):
+    same = "00" * 8
+    keys = [same + f"{number:048x}" for number in range(6000)]
+    values = np.arange(6000 * 2).reshape(-1, 2).astype(np.float16)
+    store = FeatureFiles(tmp_path)
+    store.append(BACKBONE, keys, values)
+    features, found = store.read(BACKBONE, [keys[4321], same + "f" * 48, keys[0]])
+    assert found.tolist() == [True, False, True]
+    np.testing.assert_array_equal(features, values[[4321, 0]])
+
+
+def test_another_width_is_refused(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, [1])
+    with pytest.raises(ValueError, match=r"gives 5 features an image, got rows of 4"):
+        store.append(BACKBONE, digests([2]), np.ones((1, 4), np.float16))
+    assert_holds(store, [1], absent=[2])
+
+
+@pytest.mark.parametrize(
+    ("keys", "features"),
+    [
+        (digests([1]), np.ones((1, 4), np.float32)),
+        (digests([1]), np.ones((2, 4), np.float16)),
+        (digests([1]), np.ones(4, np.float16)),
+        (["abc"], np.ones((1, 4), np.float16)),
+        (["g" * 64], np.ones((1, 4), np.float16)),
+        ([" " * 64], np.ones((1, 4), np.float16)),
+    ],
+)
+def test_malformed_rows_and_digests_are_refused(tmp_path, keys, features):
+    with pytest.raises(ValueError, match=r"float16|SHA-256|non-hexadecimal"):
+        FeatureFiles(tmp_path).append(BACKBONE, keys, features)
+    assert not list(tmp_path.rglob("keys.bin"))
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a\n"])
+def test_a_backbone_digest_cannot_leave_the_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a backbone digest"):
+        FeatureFiles(tmp_path).read(name, [])
+
+
+def test_another_format_is_refused_with_a_remedy(tmp_path):
+    append(FeatureFiles(tmp_path), [1])
+    (tmp_path / BACKBONE / "features.json").write_text('{"format_version": 2, "n_features": 5}')
+    with pytest.raises(ConfigurationError, match="delete the folder"):
+        FeatureFiles(tmp_path).read(BACKBONE, digests([1]))
+
+
+def test_a_removed_folder_is_begun_anew(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, range(10))
+    assert_holds(store, range(10))
+    for file in (tmp_path / BACKBONE).iterdir():
+        file.unlink()
+    assert_holds(store, [], absent=range(10))
+    append(store, [3])
+    assert_holds(store, [3], absent=[1, 2])
+
+
+@given(
+    keys_cut=st.integers(0, 40 * 32),
+    rows_cut=st.integers(0, 40 * N_FEATURES * 2),
+    garbage=st.binary(max_size=200),
+    reopen=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_files_torn_anywhere_stay_readable_and_are_repaired(keys_cut, rows_cut, garbage, reopen):
+    """Forty rows of which any number of bytes is lost in either file, and rows without keys behind them."""
+    with TemporaryDirectory() as root:
+        append(FeatureFiles(Path(root)), range(40))
+        keys_path, rows_path = (Path(root, BACKBONE, name) for name in ("keys.bin", "rows.f16"))
+        os.truncate(keys_path, keys_path.stat().st_size - keys_cut)
+        os.truncate(rows_path, rows_path.stat().st_size - rows_cut)
+        complete = min(keys_path.stat().st_size // 32, rows_path.stat().st_size // (2 * N_FEATURES))
+        if rows_cut == 0:
+            with rows_path.open("ab") as file:
+                file.write(garbage)
+        store = FeatureFiles(Path(root))
+        assert_holds(store, range(complete), absent=range(complete, 40))
+        append(store, range(30, 60))
+        present = [*range(complete), *range(max(30, complete), 60)]
+        assert_holds(FeatureFiles(Path(root)) if reopen else store, present, absent=range(complete, 30))
+
+
+def append_in_process(root: Path, start: int, stop: int) -> None:
+    store = FeatureFiles(root)
+    for first in range(start, stop, 10):
+        append(store, range(first, first + 10))
+
+
+def test_several_processes_append_at_once(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=append_in_process, args=(tmp_path, start, start + 400)) for start in (0, 200, 400)
+    ]
+    for process in processes:
+        process.start()
+    reader = FeatureFiles(tmp_path)
+    while any(process.is_alive() for process in processes):
+        names = list(range(800))
+        features, found = reader.read(BACKBONE, digests(names))
+        np.testing.assert_array_equal(features, rows(np.flatnonzero(found)).reshape(features.shape))
+        time.sleep(0.01)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert_holds(reader, range(800))
+    assert (tmp_path / BACKBONE / "keys.bin").stat().st_size == 800 * 32
+
+
+def test_several_threads_append_and_read_at_once(tmp_path):
+    store = FeatureFiles(tmp_path)
+
+    def work(start: int) -> None:
+        for first in range(start, start + 200, 20):
+            append(store, range(first, first + 20))
+            assert_holds(store, range(first, first + 20), absent=[10_000])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [0, 100, 200, 300]))
+    assert_holds(store, range(500))
+
+
+@pytest.mark.slow
+def test_a_million_rows(tmp_path, capsys):
+    n_rows, n_features = 1_000_000, 8
+    generator = np.random.default_rng(0)
+    keys = [key.tobytes().hex() for key in generator.integers(0, 256, (n_rows, 32), np.uint8)]
+    features = generator.random((n_rows, n_features)).astype(np.float16)
+    times = []
+
+    def timed(name: str, work):
+        start = time.perf_counter()
+        result = work()
+        times.append(f"{name} {time.perf_counter() - start:.2f} s")
+        return result
+
+    timed("append", lambda: FeatureFiles(tmp_path).append(BACKBONE, keys, features))
+    store = FeatureFiles(tmp_path)
+    sample = generator.integers(0, n_rows, 256)
+    timed("open", lambda: store.read(BACKBONE, keys[:1]))
+    scattered, _ = timed("read 256", lambda: store.read(BACKBONE, [keys[index] for index in sample]))
+    np.testing.assert_array_equal(scattered, features[sample])
+    timed("append 256", lambda: store.append(BACKBONE, digests(range(256)), features[:256]))
+    everything, found = timed("read all", lambda: store.read(BACKBONE, keys))
+    assert found.all()
+    np.testing.assert_array_equal(everything, features)
+    with capsys.disabled():
+        print(  # noqa: T201 - the speed is there to be read
+            "\n1M rows:", ", ".join(times)
+        )
