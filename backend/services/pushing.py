@@ -1,0 +1,163 @@
+"""Suggestions reach Label Studio: store them for every unlabelled task, move the pointer, clear away the old ones.
+
+Uncertainty sampling and the score column of Label Studio's Community edition look only at stored predictions whose
+version is the project's, so all three steps are needed, in this order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from backend.domain import (
+    LabelSchema,
+    ModelVersion,
+    NoSuggestion,
+    Progress,
+    Project,
+    Suggestion,
+    Task,
+    agreed_labels,
+    untrained_name,
+)
+from backend.ports import Database, FeatureStore, LabelStudioGateway, ReportProgress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = structlog.get_logger()
+
+CHUNK_SIZE = 500
+
+
+class Suggester(Protocol):
+    """Turns feature rows into suggestions."""
+
+    def suggest(
+        self,
+        version: ModelVersion,
+        schema: LabelSchema,
+        tasks: Sequence[Task],
+        rows: Sequence[NDArray[np.float16] | str],
+    ) -> list[Suggestion | NoSuggestion]:
+        """Return one suggestion per task, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The unlabelled tasks of a project, and the version that should suggest labels for them."""
+
+    project: Project
+    schema: LabelSchema
+    version: ModelVersion
+    tasks: tuple[Task, ...]
+    n_pushed: int
+
+
+class Pushing:
+    """Keeps the predictions stored in Label Studio those of the active version."""
+
+    def __init__(
+        self, database: Database, features: FeatureStore, suggester: Suggester, gateway: LabelStudioGateway | None
+    ) -> None:
+        self._database = database
+        self._features = features
+        self._suggester = suggester
+        self._gateway = gateway
+
+    def run(self, project_id: int, report: ReportProgress) -> str:
+        """Push the active version's suggestions for all unlabelled tasks that Label Studio has none of."""
+        if self._gateway is None:
+            return "nothing pushed: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are not set"
+        pool = self._pool(project_id)
+        if pool is None:
+            return "nothing to push: there is no version yet, or the label config is not supported"
+        self._drop_half_push(self._gateway, pool)
+        n_pushed = self._push(self._gateway, pool, report)
+        pointed = self._point(self._gateway, pool)
+        if pointed:
+            self._clear(self._gateway, pool)
+        return f"{n_pushed} suggestions of {pool.version.name} pushed" + ("" if pointed else "; project uses another")
+
+    def _pool(self, project_id: int) -> Pool | None:
+        with self._database.snapshot() as stores:
+            project = stores.projects.get(project_id)
+            version = stores.versions.active(project_id)
+            if version is None or project.schema is None:
+                return None
+            tasks = stores.tasks.all(project_id)
+            labels = agreed_labels(stores.annotations.all(project_id), project.schema)
+        return Pool(
+            project=project,
+            schema=project.schema,
+            version=version,
+            tasks=tuple(
+                task
+                for task in tasks
+                if task.id not in labels and task.image_digest and task.pushed_version != version.name
+            ),
+            n_pushed=sum(task.pushed_version == version.name for task in tasks),
+        )
+
+    def _drop_half_push(self, gateway: LabelStudioGateway, pool: Pool) -> None:
+        """Start over when Label Studio holds predictions of this version that we did not record.
+
+        A push that was cut off between storing and recording, or an answer to a live request, would otherwise leave
+        a task with two of them.
+        """
+        stored = gateway.model_versions(pool.project.identity.label_studio_id).get(pool.version.name, 0)
+        if stored > pool.n_pushed:
+            gateway.delete_predictions(pool.project.identity.label_studio_id, pool.version.name)
+            with self._database.transaction() as stores:
+                stores.tasks.forget_pushed(pool.project.id)
+
+    def _push(self, gateway: LabelStudioGateway, pool: Pool, report: ReportProgress) -> int:
+        n_pushed = 0
+        for start in range(0, len(pool.tasks), CHUNK_SIZE):
+            report(Progress(done=start, total=len(pool.tasks), unit="suggestions"))
+            tasks = pool.tasks[start : start + CHUNK_SIZE]
+            suggestions = self._suggestions(pool, tasks)
+            if suggestions:
+                gateway.import_predictions(pool.project.identity.label_studio_id, pool.schema, suggestions)
+            with self._database.transaction() as stores:
+                task_ids = [suggestion.task_id for suggestion in suggestions]
+                stores.tasks.record_pushed(pool.project.id, task_ids, pool.version.name)
+            n_pushed += len(suggestions)
+        return n_pushed
+
+    def _suggestions(self, pool: Pool, tasks: Sequence[Task]) -> list[Suggestion]:
+        digests = [task.image_digest or "" for task in tasks]
+        rows, found = self._features.read(pool.version.backbone_digest, digests)
+        embedded = [task for task, here in zip(tasks, found, strict=True) if here]
+        results = self._suggester.suggest(pool.version, pool.schema, embedded, list(rows))
+        return [result for result in results if isinstance(result, Suggestion)]
+
+    def _point(self, gateway: LabelStudioGateway, pool: Pool) -> bool:
+        """Make the pushed version the project's, unless somebody chose something else by hand."""
+        label_studio_id = pool.project.identity.label_studio_id
+        current = gateway.project(label_studio_id).model_version
+        if current == pool.version.name:
+            return True
+        if current == "":
+            log.info("pre-annotation is switched off in the project: pointer left alone", project=pool.project.id)
+            return False
+        if pool.version.name not in gateway.model_versions(label_studio_id):
+            return False
+        gateway.set_model_version(label_studio_id, pool.version.name)
+        with self._database.transaction() as stores:
+            project = stores.projects.get(pool.project.id)
+            stores.projects.save(replace(project, pushed_version=pool.version.name))
+        log.info("suggestions pushed", project=pool.project.id, version=pool.version.name, was=current)
+        return True
+
+    def _clear(self, gateway: LabelStudioGateway, pool: Pool) -> None:
+        """Delete what superseded versions of ours left behind, and nothing else."""
+        ours = re.compile(rf"p{pool.project.id}-v\d+-[0-9a-f]{{8}}|{untrained_name(pool.project.id)}")
+        for version in gateway.model_versions(pool.project.identity.label_studio_id):
+            if ours.fullmatch(version) and version != pool.version.name:
+                gateway.delete_predictions(pool.project.identity.label_studio_id, version)
