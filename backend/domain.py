@@ -156,19 +156,13 @@ def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tupl
     return newest[:1] if tied else (ranked[0][0],)
 
 
-def labelled_images(
-    tasks: Sequence[Task], annotations: Sequence[Annotation], schema: LabelSchema
-) -> list[LabelledImage]:
-    """Return the agreed label of each task whose image is known, by task id."""
+def agreed_labels(annotations: Sequence[Annotation], schema: LabelSchema) -> dict[int, tuple[str, ...]]:
+    """Return the agreed label of every task that has one, by task id."""
     answers: dict[int, list[Annotation]] = defaultdict(list)
     for annotation in annotations:
         answers[annotation.task_id].append(annotation)
-    labelled = []
-    for task in sorted(tasks, key=lambda each: each.id):
-        label = agreed_label(answers.get(task.id, ()), schema)
-        if label and task.image_digest:
-            labelled.append(LabelledImage(task_id=task.id, image_digest=task.image_digest, class_names=label))
-    return labelled
+    agreed = {task_id: agreed_label(given, schema) for task_id, given in sorted(answers.items())}
+    return {task_id: label for task_id, label in agreed.items() if label}
 
 
 # --- what Label Studio tells us ----------------------------------------------------------------------
@@ -396,6 +390,11 @@ class ModelVersion:
     backbone_digest: str
     fingerprint: str
     reason: str = ""
+
+
+def finetune_labels(versions: Sequence[ModelVersion]) -> int:
+    """Return with how many labels a network was fine-tuned last, 0 for never; rejected candidates count too."""
+    return max((version.n_labels for version in versions if version.kind is VersionKind.FINETUNE), default=0)
 
 
 def version_name(project_id: int, number: int, checkpoint_digest: str) -> str:

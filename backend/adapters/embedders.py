@@ -1,0 +1,98 @@
+"""The way to the embedding process: one Unix socket, one JSON message each way, and the raw rows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from backend.errors import EmbedderUnavailable
+from backend.ports import Embedding
+
+
+def socket_path(folder: Path) -> Path:
+    """Return where the embedding process listens, given the runtime folder."""
+    return folder / "embedder.sock"
+
+
+class EmbedRequest(BaseModel):
+    """Embed these files; without paths, only say which backbone you run."""
+
+    paths: list[str] = []
+    backbone_digest: str | None = None
+    urgent: bool = False
+
+
+class ReplyHeader(BaseModel):
+    """What comes before the rows; ``refusal`` says why there are none."""
+
+    backbone_digest: str
+    block_sizes: tuple[int, ...] = ()
+    n_rows: int = 0
+    problems: dict[int, str] = {}
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedReply:
+    """Features of shape (n_rows, sum of block sizes)."""
+
+    header: ReplyHeader
+    features: NDArray[np.float16]
+
+
+class EmbedderClient:
+    """Embeds through the embedding process of this machine; each thread has its own connection."""
+
+    def __init__(self, address: Path, *, start_timeout_s: float) -> None:
+        self._address = address
+        self._start_timeout_s = start_timeout_s
+        self._local = threading.local()
+
+    def base_digest(self) -> str:
+        """Return the digest of the pretrained backbone that the settings name."""
+        return self._ask(EmbedRequest()).header.backbone_digest
+
+    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+        """Embed image files."""
+        request = EmbedRequest(paths=[str(path) for path in paths], backbone_digest=backbone_digest, urgent=urgent)
+        reply = self._ask(request)
+        return Embedding(
+            backbone_digest=reply.header.backbone_digest,
+            block_sizes=reply.header.block_sizes,
+            features=reply.features,
+            problems=reply.header.problems,
+        )
+
+    def _ask(self, request: EmbedRequest) -> EmbedReply:
+        connection = self._connection()
+        try:
+            connection.send_bytes(request.model_dump_json().encode())
+            header = ReplyHeader.model_validate_json(connection.recv_bytes())
+            rows = np.frombuffer(connection.recv_bytes(), dtype=np.float16)
+        except (EOFError, ConnectionError) as error:
+            self._local.connection = None
+            raise EmbedderUnavailable("the embedding process ended while at work; it is being started again") from error
+        if header.refusal:
+            raise EmbedderUnavailable(header.refusal)
+        return EmbedReply(header=header, features=rows.reshape(header.n_rows, sum(header.block_sizes)))
+
+    def _connection(self) -> Connection:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        deadline_s = time.monotonic() + self._start_timeout_s
+        while connection is None:
+            try:
+                connection = Client(str(self._address), family="AF_UNIX")
+            except (FileNotFoundError, ConnectionError) as error:
+                if time.monotonic() >= deadline_s:
+                    raise EmbedderUnavailable("the embedding process is not up yet: try again shortly") from error
+                time.sleep(0.1)
+        self._local.connection = connection
+        return connection

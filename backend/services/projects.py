@@ -1,0 +1,147 @@
+"""What people and scripts see of projects, versions and jobs, and what they may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backend.domain import (
+    Job,
+    JobKind,
+    JobStatus,
+    LabelCounts,
+    ModelVersion,
+    Project,
+    TrainingDecision,
+    TrainingPolicy,
+    VersionKind,
+    agreed_labels,
+    finetune_labels,
+)
+from backend.errors import Conflict
+from backend.ports import Clock, Database, Stores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectOverview:
+    """A project with the state of its labels, its active version and its jobs."""
+
+    project: Project
+    n_tasks: int
+    n_labels: int
+    n_embedded: int
+    n_unreadable: int
+    active: ModelVersion | None
+    queued: tuple[JobKind, ...]
+    running: tuple[JobKind, ...]
+    decision: TrainingDecision
+
+
+class Projects:
+    """Answers questions about projects and queues what people ask for."""
+
+    def __init__(self, database: Database, clock: Clock, policy: TrainingPolicy) -> None:
+        self._database = database
+        self._clock = clock
+        self._policy = policy
+
+    def all(self) -> list[ProjectOverview]:
+        """Return an overview of every project."""
+        with self._database.snapshot() as stores:
+            return [self._overview(stores, project) for project in stores.projects.all()]
+
+    def get(self, project_id: int) -> ProjectOverview:
+        """Return the overview of one project.
+
+        Raises:
+            NotFound: there is no such project.
+        """
+        with self._database.snapshot() as stores:
+            return self._overview(stores, stores.projects.get(project_id))
+
+    def versions(self, project_id: int) -> list[ModelVersion]:
+        """Return a project's versions, newest first.
+
+        Raises:
+            NotFound: there is no such project.
+        """
+        with self._database.snapshot() as stores:
+            stores.projects.get(project_id)
+            return stores.versions.all(project_id)
+
+    def jobs(self, project_id: int) -> list[Job]:
+        """Return a project's jobs, newest first.
+
+        Raises:
+            NotFound: there is no such project.
+        """
+        with self._database.snapshot() as stores:
+            stores.projects.get(project_id)
+            return stores.jobs.all(project_id)
+
+    def train(self, project_id: int, kind: VersionKind) -> Job:
+        """Queue a training to start at once.
+
+        Raises:
+            NotFound: there is no such project.
+            Conflict: its label config is not one that can be learned.
+        """
+        with self._database.transaction() as stores:
+            project = stores.projects.get(project_id)
+            if project.schema is None:
+                raise Conflict(project.label_config.problem or "the label config is not known yet: open the project once")
+            return stores.jobs.enqueue(project_id, JobKind(kind.value), self._clock.now(), self._clock.now())
+
+    def sync(self, project_id: int) -> Job:
+        """Queue a reconciliation to start at once.
+
+        Raises:
+            NotFound: there is no such project.
+        """
+        with self._database.transaction() as stores:
+            stores.projects.get(project_id)
+            return stores.jobs.enqueue(project_id, JobKind.SYNC, self._clock.now(), self._clock.now())
+
+    def cancel(self, job_id: int) -> Job:
+        """Cancel a job, or ask it to stop.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with self._database.transaction() as stores:
+            return stores.jobs.cancel(job_id, self._clock.now())
+
+    def job(self, job_id: int) -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with self._database.snapshot() as stores:
+            return stores.jobs.get(job_id)
+
+    def _overview(self, stores: Stores, project: Project) -> ProjectOverview:
+        labels = agreed_labels(stores.annotations.all(project.id), project.schema) if project.schema else {}
+        versions = stores.versions.all(project.id)
+        jobs = stores.jobs.all(project.id)
+        n_embedded = stores.tasks.count_embedded(project.id, project.backbone_digest)
+        counts = LabelCounts(
+            n_labels=len(labels),
+            n_classes=len({name for label in labels.values() for name in label}),
+            n_embedded_labels=min(len(labels), n_embedded),
+            n_finetune_labels=finetune_labels(versions),
+        )
+        if project.schema is None:
+            decision = TrainingDecision(next=None, reason=project.label_config.problem or "waiting for a label config")
+        else:
+            decision = self._policy.decide(counts, project.schema)
+        return ProjectOverview(
+            project=project,
+            n_tasks=stores.tasks.count(project.id),
+            n_labels=len(labels),
+            n_embedded=n_embedded,
+            n_unreadable=len(stores.tasks.problems(project.id, limit=1000)),
+            active=stores.versions.active(project.id),
+            queued=tuple(job.kind for job in jobs if job.status is JobStatus.QUEUED),
+            running=tuple(job.kind for job in jobs if job.status is JobStatus.RUNNING),
+            decision=decision,
+        )
