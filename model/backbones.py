@@ -1,0 +1,310 @@
+"""Backbones: any of torchvision's classification networks, by name, as a network from images to features.
+
+Pretrained weights come from torchvision, from a file, or from a folder written by ``save_backbone``; without any,
+the network is untrained, which is said loudly: features of an untrained network are poor.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import http.client
+import json
+import re
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - torch raises it; nothing is unpickled
+
+import structlog
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from model.blocks import FeatureNetwork
+from model.transforms import TRANSFORMS_VERSION, InputSpec
+
+_log = structlog.get_logger()
+
+_DOWNLOAD_TIMEOUT_S = 10.0
+_WEIGHTS_FILE = "backbone.safetensors"
+_DESCRIPTION_FILE = "backbone.json"
+
+
+class UnknownBackbone(ValueError):
+    """A name that is no classification network of torchvision."""
+
+
+class WrongWeights(ValueError):
+    """A file that does not hold weights, or those of another network."""
+
+
+class CorruptBackbone(Exception):
+    """A saved backbone that is incomplete or was altered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A network that turns images into features, and all one must know to use it.
+
+    Attributes:
+        name: torchvision's name of the architecture.
+        network: In eval mode; normalised images (n, 3, crop_size, crop_size) to features (n, n_features), float32.
+        block_sizes: How many features come from each block, in the order of the features; the last block is the
+            pooled output before torchvision's classifier.
+        input_spec: What images must look like.
+        digest: SHA-256, in hex, of name, input specification, transforms version and weights: features with the
+            same digest can be compared, others not.
+        pretrained: Whether it has learned anything.
+        note: What a user should know about it, in plain words; often nothing.
+        classes: What the pretrained weights were trained to tell apart; empty where unknown.
+    """
+
+    name: str
+    network: FeatureNetwork
+    block_sizes: tuple[int, ...]
+    input_spec: InputSpec
+    digest: str
+    pretrained: bool
+    note: str = ""
+    classes: tuple[str, ...] = ()
+
+    @property
+    def n_features(self) -> int:
+        """Length of one image's features."""
+        return sum(self.block_sizes)
+
+
+def backbone_names() -> list[str]:
+    """Return the names ``load_backbone`` knows, sorted."""
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
+def load_backbone(name: str, weights: str | Path = "auto", *, seed: int = 0) -> Backbone:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: Any of ``backbone_names()``.
+        weights: ``auto`` for torchvision's own, from its cache or its server (see ``choose_weights``), which falls
+            back to an untrained network when they cannot be had; ``none`` for an untrained one; or a state dict
+            in torchvision's layout, ``.safetensors`` or else what ``torch.save`` wrote.
+        seed: What an untrained network is drawn from: the same seed gives the same digest.
+
+    Raises:
+        UnknownBackbone: torchvision has no such classification network.
+        WrongWeights: the file is missing, no state dict, or that of another architecture.
+    """
+    published = choose_weights(name)
+    spec = InputSpec.from_preset(published.transforms())
+    network = _build(name, spec, seed)
+    trunk = FeatureNetwork(network, spec.crop_size).eval()
+    if weights == "none":
+        return _describe(name, trunk, spec, note="untrained network, as WEIGHTS=none asks for: features are poor")
+    if weights != "auto":
+        _load_state_dict(network, trunk, _read_state_dict(Path(weights)), str(weights))
+        return _describe(name, trunk, spec, pretrained=True)
+    try:
+        with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
+            state_dict = published.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
+    # RuntimeError is what torch raises for a download or cached file whose content is not what it should be.
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
+        _log.warning("pretrained weights cannot be had, the backbone is untrained", backbone=name, error=str(error))
+        note = (
+            f"untrained network, features are poor: the weights of {name} could not be downloaded ({error}). "
+            f"Connect once, or download {published.url} elsewhere and set WEIGHTS to the file"
+        )
+        return _describe(name, trunk, spec, note=note)
+    _load_state_dict(network, trunk, state_dict, published.url)
+    licence = published.meta.get("license")
+    note = f"these weights have a licence of their own: {licence}" if licence else ""
+    classes = tuple(published.meta.get("categories") or ())
+    return _describe(name, trunk, spec, pretrained=True, note=note, classes=classes)
+
+
+def choose_weights(name: str) -> WeightsEnum:
+    """Return the published weights that ``auto`` means: the first ImageNet ones, else torchvision's default.
+
+    Newer weights (``IMAGENET1K_V2``) are better ImageNet classifiers by label smoothing, mixup and long training,
+    which is known to make frozen features transfer worse (Kornblith, Shlens and Le, "Do Better ImageNet Models
+    Transfer Better?", CVPR 2019; Kornblith et al., "Why Do Better Loss Functions Lead to Less Transferable
+    Features?", NeurIPS 2021). SWAG weights transfer well but may not be used commercially, so they are taken only
+    where there are no others.
+
+    Raises:
+        UnknownBackbone: torchvision has no such classification network.
+    """
+    names = backbone_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else f"it must be one of {', '.join(names)}"
+        raise UnknownBackbone(f"torchvision has no classification network named {name!r}: {hint}")
+    published = torchvision.models.get_model_weights(name)
+    return next((each for each in published if each.name == "IMAGENET1K_V1"), published.DEFAULT)
+
+
+def with_network(backbone: Backbone, network: FeatureNetwork) -> Backbone:
+    """Return the backbone with another network of the same architecture, after fine-tuning, and its new digest."""
+    network.eval()
+    digest = _digest(backbone.name, backbone.input_spec, network)
+    return replace(backbone, network=network, digest=digest, pretrained=True, note="")
+
+
+def layer_groups(backbone: Backbone) -> list[list[nn.Parameter]]:
+    """Return the network's parameters stage by stage from input to output, for learning rates by depth."""
+    groups = [list(stage.parameters()) for stage in backbone.network.stages]
+    return [group for group in groups if group]
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write a backbone into an existing folder, as safetensors and JSON."""
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in backbone.network.state_dict().items()}
+    save_file(tensors, folder / _WEIGHTS_FILE)
+    description = {
+        "name": backbone.name,
+        "input_spec": asdict(backbone.input_spec),
+        "transforms_version": TRANSFORMS_VERSION,
+        "pretrained": backbone.pretrained,
+        "note": backbone.note,
+        "classes": backbone.classes,
+        "digest": backbone.digest,
+    }
+    (folder / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_saved_backbone(folder: Path) -> Backbone:
+    """Read what ``save_backbone`` wrote.
+
+    Raises:
+        CorruptBackbone: a file is missing, or the content does not have the digest it should have.
+    """
+    try:
+        description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        fields = description["input_spec"]
+        spec = InputSpec(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        network = FeatureNetwork(_build(description["name"], spec, seed=0), spec.crop_size).eval()
+        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        digest = _digest(description["name"], spec, network, description["transforms_version"])
+        if digest != description["digest"]:
+            raise CorruptBackbone(f"{folder}: digest is {digest}, should be {description['digest']}")
+        return Backbone(
+            name=description["name"],
+            network=network,
+            block_sizes=network.block_sizes,
+            input_spec=spec,
+            digest=_digest(description["name"], spec, network),
+            pretrained=description["pretrained"],
+            note=description["note"],
+            classes=tuple(description["classes"]),
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CorruptBackbone(f"{folder} does not hold a complete backbone: {error}") from error
+
+
+def _build(name: str, spec: InputSpec, seed: int) -> nn.Module:
+    """Build torchvision's network with weights drawn from a seed, leaving torch's own generator as it was."""
+    arguments: dict[str, object] = {}
+    if name in ("googlenet", "inception_v3"):
+        arguments = {"init_weights": False, "aux_logits": False}
+    elif name.startswith("vit_"):
+        arguments = {"image_size": spec.crop_size}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
+    return network
+
+
+def _describe(
+    name: str,
+    network: FeatureNetwork,
+    spec: InputSpec,
+    *,
+    pretrained: bool = False,
+    note: str = "",
+    classes: tuple[str, ...] = (),
+) -> Backbone:
+    return Backbone(
+        name=name,
+        network=network,
+        block_sizes=network.block_sizes,
+        input_spec=spec,
+        digest=_digest(name, spec, network),
+        pretrained=pretrained,
+        note=note,
+        classes=classes,
+    )
+
+
+def _digest(name: str, spec: InputSpec, network: nn.Module, transforms_version: int = TRANSFORMS_VERSION) -> str:
+    digest = hashlib.sha256(json.dumps([name, asdict(spec), transforms_version], sort_keys=True).encode())
+    for key, tensor in sorted(network.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):  # counts training steps, has no influence
+            digest.update(key.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _socket_timeout(timeout_s: float) -> Iterator[None]:
+    """Limit the waiting of torch's download, which has no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout_s)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# --- state dicts ---------------------------------------------------------------------------------------------
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WrongWeights(f"there is no file {path}: set WEIGHTS to auto, none or a file with a state dict") from None
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, LookupError) as error:
+        raise WrongWeights(f"{path} is not a state dict that torch can read safely: {error}") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(each, torch.Tensor) for each in state_dict.values()):
+        raise WrongWeights(f"{path} does not hold a state dict: it must map names to tensors")
+    return state_dict
+
+
+def _load_state_dict(
+    network: nn.Module, trunk: FeatureNetwork, state_dict: dict[str, torch.Tensor], source: str
+) -> None:
+    """Load all but the classifier, whose shape may differ and which may be missing."""
+    used = {id(tensor) for tensor in trunk.state_dict(keep_vars=True).values()}
+    own = network.state_dict(keep_vars=True)
+    trunk_keys = {key for key, tensor in own.items() if id(tensor) in used}
+    # torchvision's own DenseNet files still have the names of 2017; other old names are known to its modules.
+    renamed = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): each for key, each in state_dict.items()
+    }
+    given = OrderedDict((key, each) for key, each in renamed.items() if key not in own or key in trunk_keys)
+    given._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]  # torch's own way
+    try:
+        missing, unexpected = network.load_state_dict(given, strict=False)
+    except RuntimeError as error:  # names the tensors of another shape
+        raise WrongWeights(f"{source} does not fit: {error}") from error
+    prefixes = {key.partition(".")[0] for key in trunk_keys}
+    missing = [key for key in missing if key in trunk_keys and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in unexpected if key.partition(".")[0] in prefixes]
+    if missing or unexpected:
+        raise WrongWeights(
+            f"{source} holds weights of another network: {_listed(missing)} missing, {_listed(unexpected)} unexpected"
+        )
+
+
+def _listed(keys: list[str]) -> str:
+    return f"{len(keys)} keys ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" if keys else "no key"
