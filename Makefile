@@ -1,0 +1,60 @@
+# Needs python3 (3.11 or newer), make and a package index; everything else is set up here, in this folder.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .tools/bin/uv
+TOOLS_READY := .tools/ready-$(UV_VERSION)
+READY := .venv/ready
+IN_VENV := . .venv/bin/activate &&
+
+.PHONY: help setup demo demo-stop run check test clean
+
+help:  ## show these targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+		printf '%-18s %s\n' "$$target" "$$text"; done
+
+setup: $(READY)  ## make .venv with the command .venv/bin/tandem
+
+demo: $(READY)  ## a real Label Studio and Tandem, and an annotator at work: watch the suggestions get better
+	@.venv/bin/tandem demo
+
+demo-stop: $(READY)  ## stop the two servers that the demo left running
+	@.venv/bin/tandem demo --stop
+
+run: $(READY)  ## start Tandem: web and worker (settings come from the environment, see README)
+	@.venv/bin/tandem serve
+
+check: $(READY)  ## lint, format, types, layers, Dockerfile and compose file
+	$(IN_VENV) ruff check
+	$(IN_VENV) ruff format --check
+	$(IN_VENV) mypy
+	$(IN_VENV) lint-imports
+	$(IN_VENV) hadolint Dockerfile
+	$(IN_VENV) yamllint --strict docker-compose.yml
+
+test: $(READY)  ## every test that this machine can run; the first run also installs a Label Studio
+	$(IN_VENV) pytest
+
+clean:  ## remove environments and caches; what Tandem and the demo stored stays
+	rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(READY): $(TOOLS_READY) pyproject.toml uv.lock
+	@echo "setting up .venv (the first time this downloads PyTorch: some minutes)"
+	@$(UV) sync --frozen --python .tools/bin/python
+	@touch $@
+
+# Debian and Ubuntu ship python3 without ensurepip; there, pip of the system can fill the environment.
+$(TOOLS_READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Tandem needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@rm -rf .tools
+	@$(PYTHON) -m venv .tools >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear .tools || { \
+		echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@if [ -x .tools/bin/pip ]; then .tools/bin/python -m pip install --quiet "uv==$(UV_VERSION)"; \
+		else $(PYTHON) -m pip --python .tools/bin/python install --quiet "uv==$(UV_VERSION)"; fi || { \
+		echo "could not install uv. Without pip, on Debian and Ubuntu: apt install python3-venv;" \
+			"otherwise look at the package index above" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,50 @@
+"""What every test gets: an environment without settings, fixed seeds, and on request a real Label Studio."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.local_label_studio import LocalLabelStudio
+from backend.settings import Settings
+
+CACHE_DIR = Path(__file__).parents[1] / ".cache"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu and not has_gpu():
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def has_gpu() -> bool:
+    # Some ten seconds: only where a test asks for it.
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabelStudio]:
+    """A real, empty Label Studio for the whole session; tests make projects of their own. Mark them `label_studio`."""
+    data_dir = tmp_path_factory.mktemp("label-studio")
+    with LocalLabelStudio(data_dir, cache_dir=CACHE_DIR) as server:
+        yield server
