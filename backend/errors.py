@@ -16,6 +16,7 @@ TandemError
 │   ├── ImageTooLarge             more bytes or pixels than allowed
 │   ├── ImageUnreadable           bytes that are not an image Tandem can decode
 │   └── ImageUnavailable          no answer in time: worth another try
+├── StoreUnavailable              the database is locked, full or out of reach: worth another try
 ├── EmbedderUnavailable           the embedding process is not up (yet): worth another try
 ├── CheckpointCorrupt             a stored version that is incomplete or was altered
 ├── TrainingImpossible            too few labels or classes; not a failure
@@ -95,6 +96,10 @@ class ImageUnreadable(ImageError):
 
 class ImageUnavailable(ImageError):
     """No answer in time: worth another try."""
+
+
+class StoreUnavailable(TandemError):
+    """The database is locked, full or out of reach: worth another try."""
 
 
 class EmbedderUnavailable(TandemError):

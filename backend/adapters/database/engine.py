@@ -1,0 +1,199 @@
+"""One database behind all stores: SQLite in a file by default, PostgreSQL for several machines.
+
+There is one writer at a time on either: SQLite locks the file (``BEGIN IMMEDIATE``), PostgreSQL takes an advisory
+lock. So what a transaction reads stays true until it ends, two transactions never deadlock, and no caller has to
+try again. Transactions last milliseconds; nobody waits for the world inside one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import create_engine as create_sqlalchemy_engine
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoFreeConnection
+
+from backend.adapters.database.annotations import SqlAnnotationStore
+from backend.adapters.database.jobs import SqlJobStore
+from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
+from backend.adapters.database.projects import SqlProjectStore
+from backend.adapters.database.tasks import SqlTaskStore
+from backend.adapters.database.versions import SqlVersionStore
+from backend.errors import ConfigurationError, StoreUnavailable
+from backend.ports import AnnotationStore, JobStore, ProjectStore, TaskStore, VersionStore
+
+LOCK_TIMEOUT_S = 30
+POSTGRESQL_LOCK_KEY = 0x74616E64656D  # "tandem"
+POSTGRESQL_SETTINGS = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_S}s"
+
+
+class SqlStores:
+    """All stores on one connection, inside one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.projects: ProjectStore = SqlProjectStore(connection)
+        self.tasks: TaskStore = SqlTaskStore(connection)
+        self.annotations: AnnotationStore = SqlAnnotationStore(connection)
+        self.jobs: JobStore = SqlJobStore(connection)
+        self.versions: VersionStore = SqlVersionStore(connection)
+
+
+class SqlDatabase:
+    """The database behind a SQLAlchemy URL, for any number of threads; make one in each process.
+
+    Nothing is opened before the first transaction, and ``migrate`` leaves nothing open.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine = create_engine(url)
+        self._reading = self._engine.execution_options(read_only=True)
+        if self._engine.dialect.name == "postgresql":
+            self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; several processes may do so at once, the first one does it for all.
+
+        Raises:
+            ConfigurationError: the database was made by a newer Tandem, or its disk cannot hold it.
+            StoreUnavailable: the database cannot be reached.
+        """
+        engine = create_engine(self._url, foreign_keys=False)
+        try:
+            with _unavailability_reported(engine):
+                with engine.execution_options(read_only=True).connect() as connection:
+                    if current_revision(connection) == HEAD_REVISION:
+                        return
+                if engine.dialect.name == "sqlite":
+                    _use_write_ahead_log(engine)
+                with engine.begin() as connection:
+                    upgrade(connection)
+        finally:
+            engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlStores]:
+        """Open a write transaction: durable when the block ends, undone when it raises.
+
+        Raises:
+            StoreUnavailable: another writer did not end in time, the disk is full, or the connection was lost.
+        """
+        with _unavailability_reported(self._engine), self._engine.begin() as connection:
+            yield SqlStores(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[SqlStores]:
+        """Open a consistent view for reading; writing in it is an error.
+
+        Raises:
+            StoreUnavailable: the database cannot be read.
+        """
+        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+            yield SqlStores(connection)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def create_engine(url: str, *, foreign_keys: bool = True) -> Engine:
+    """Return an engine with one writer at a time; migrations rebuild tables and so need ``foreign_keys`` off.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        backend = parsed.get_backend_name()
+        if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+            return _create_sqlite_engine(parsed.render_as_string(hide_password=False), foreign_keys=foreign_keys)
+        if backend == "postgresql":
+            return _create_postgresql_engine(parsed.render_as_string(hide_password=False))
+    except ArgumentError as error:
+        raise ConfigurationError(f"DATABASE_URL is not a database URL: write it like {_EXAMPLES}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"DATABASE_URL needs {error.name}: install tandem-label-studio[postgresql]") from error
+    shown = parsed.render_as_string(hide_password=True)
+    raise ConfigurationError(f"DATABASE_URL={shown!r} is neither an SQLite file nor PostgreSQL: write {_EXAMPLES}")
+
+
+_EXAMPLES = "sqlite:////data/tandem.sqlite3 or postgresql://user:password@host/name"
+
+
+def _create_sqlite_engine(url: str, *, foreign_keys: bool) -> Engine:
+    engine = create_sqlalchemy_engine(
+        url,
+        # The driver must not begin transactions by itself: it begins deferred ones, which fail when two of them
+        # that have read both go on to write.
+        connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
+        max_overflow=-1,
+    )
+
+    def connect(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
+
+    def begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def _create_postgresql_engine(url: str) -> Engine:
+    engine = create_sqlalchemy_engine(
+        url,
+        pool_pre_ping=True,
+        pool_timeout=LOCK_TIMEOUT_S,
+        connect_args={"options": POSTGRESQL_SETTINGS, "connect_timeout": 10},
+    )
+
+    def begin(connection: Connection) -> None:
+        if not connection.get_execution_options().get("read_only", False):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK_KEY})")
+
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def _use_write_ahead_log(engine: Engine) -> None:
+    with engine.raw_connection() as connection:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        mode = str(cursor.fetchall()[0][0])
+    if mode != "wal":
+        raise ConfigurationError(
+            f"{engine.url.database} is on a disk where SQLite cannot keep a write-ahead log (it uses {mode!r}): "
+            "put it on a local disk, or use PostgreSQL"
+        )
+
+
+@contextmanager
+def _unavailability_reported(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, NoFreeConnection) as error:
+        if _is_our_mistake(error):
+            raise
+        shown = engine.url.render_as_string(hide_password=True)
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreUnavailable(f"the database {shown} cannot be used now ({cause}): try again, or check it") from error
+
+
+def _is_our_mistake(error: Exception) -> bool:
+    """Tell a wrong statement, or one that writes in a snapshot, from what happens to a database."""
+    if not isinstance(error, DBAPIError) or not isinstance(error.orig, sqlite3.Error):
+        return False
+    writes_in_snapshot = error.orig.sqlite_errorname == "SQLITE_READONLY"
+    return writes_in_snapshot or error.orig.sqlite_errorname == "SQLITE_ERROR"

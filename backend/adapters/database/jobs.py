@@ -1,0 +1,214 @@
+"""Jobs in SQL: rows that are claimed, leased, renewed and finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, Update, delete, insert, select, update
+
+from backend.adapters.database.tables import job
+from backend.domain import Job, JobKind, JobStatus, Progress
+from backend.errors import JobLost, NotFound
+
+FINAL_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class SqlJobStore:
+    """Jobs on one connection; see ``backend.ports.JobStore``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def enqueue(self, project_id: int, kind: JobKind, run_after: datetime, now: datetime) -> Job:
+        """Queue a job, or move the one already queued to ``run_after``; return it."""
+        already = self.queued(project_id, kind)
+        if already is not None:
+            return self._change(already.id, run_after=run_after)
+        statement = insert(job).values(
+            project_id=project_id,
+            kind=kind,
+            status=JobStatus.QUEUED,
+            created_at=now,
+            run_after=run_after,
+            attempts=0,
+            cancel_requested=False,
+            progress=asdict(Progress()),
+        )
+        return _job(self._connection.execute(statement.returning(*job.c)).one())
+
+    def queued(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return the queued job of this kind, if any."""
+        row = self._connection.execute(
+            select(job).where(job.c.project_id == project_id, job.c.kind == kind, job.c.status == JobStatus.QUEUED)
+        ).one_or_none()
+        return None if row is None else _job(row)
+
+    def claim(self, kinds: Sequence[JobKind], worker: str, now: datetime, lease_until: datetime) -> Job | None:
+        """Take the queued job that has waited longest past its ``run_after``; ``None`` when none is due.
+
+        A job whose project already runs one of the same kind is not due. Counts an attempt.
+        """
+        running = job.alias("running")
+        same_runs = (
+            select(running.c.id)
+            .where(
+                running.c.project_id == job.c.project_id,
+                running.c.kind == job.c.kind,
+                running.c.status == JobStatus.RUNNING,
+            )
+            .exists()
+        )
+        due = self._connection.execute(
+            select(job)
+            .where(job.c.status == JobStatus.QUEUED, job.c.kind.in_(kinds), job.c.run_after <= now, ~same_runs)
+            .order_by(job.c.run_after, job.c.id)
+            .limit(1)
+        ).one_or_none()
+        if due is None:
+            return None
+        return self._change(
+            due.id,
+            status=JobStatus.RUNNING,
+            worker=worker,
+            started_at=now,
+            lease_until=lease_until,
+            attempts=due.attempts + 1,
+            progress=asdict(Progress()),
+        )
+
+    def renew(self, job_id: int, worker: str, lease_until: datetime, progress: Progress | None) -> Job:
+        """Extend the lease, store the progress and return the job, with ``cancel_requested`` as it now is.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+        held = self._held(job_id, worker)
+        return self._change(held.id, lease_until=lease_until, progress=asdict(progress or held.progress))
+
+    def finish(self, job_id: int, worker: str, status: JobStatus, reason: str | None, now: datetime) -> None:
+        """Store the outcome.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+        if status not in FINAL_STATUSES:
+            raise ValueError(f"a job cannot finish as {status}: use one of {', '.join(FINAL_STATUSES)}")
+        held = self._held(job_id, worker)
+        self._change(held.id, status=status, reason=reason, finished_at=now, lease_until=None)
+
+    def requeue(self, job_id: int, worker: str, run_after: datetime, reason: str | None) -> None:
+        """Put a running job back into the queue, merging it with one queued meanwhile; keeps its attempts.
+
+        See ``_put_back`` for what merging means and for jobs that should be cancelled.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+        self._put_back(self._held(job_id, worker), run_after, reason)
+
+    def requeue_expired(self, now: datetime) -> list[Job]:
+        """Put running jobs whose lease has passed back into the queue and return those that are queued again."""
+        expired = self._connection.execute(
+            select(job).where(job.c.status == JobStatus.RUNNING, job.c.lease_until <= now).order_by(job.c.id)
+        ).all()
+        put_back = [
+            self._put_back(_job(row), now, f"worker {row.worker} stopped renewing its lease") for row in expired
+        ]
+        return [each for each in put_back if each.status is JobStatus.QUEUED]
+
+    def cancel(self, job_id: int, now: datetime) -> Job:
+        """Cancel a queued job at once, ask a running one to stop; finished ones stay as they are.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        found = self.get(job_id)
+        if found.status is JobStatus.QUEUED:
+            return self._change(job_id, status=JobStatus.CANCELLED, finished_at=now, reason="cancelled before it ran")
+        if found.status is JobStatus.RUNNING:
+            return self._change(job_id, cancel_requested=True)
+        return found
+
+    def get(self, job_id: int) -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        row = self._connection.execute(select(job).where(job.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no job {job_id}: it never was, or it finished long ago and was cleared away")
+        return _job(row)
+
+    def all(self, project_id: int, limit: int = 100) -> list[Job]:
+        """Return a project's jobs, newest first."""
+        statement = select(job).where(job.c.project_id == project_id).order_by(job.c.id.desc()).limit(limit)
+        return [_job(row) for row in self._connection.execute(statement)]
+
+    def prune(self, finished_before: datetime) -> int:
+        """Delete final jobs that finished before a moment; return how many."""
+        statement = delete(job).where(job.c.status.in_(FINAL_STATUSES), job.c.finished_at < finished_before)
+        return self._connection.execute(statement).rowcount
+
+    def _held(self, job_id: int, worker: str) -> Job:
+        row = self._connection.execute(
+            select(job).where(job.c.id == job_id, job.c.worker == worker, job.c.status == JobStatus.RUNNING)
+        ).one_or_none()
+        if row is None:
+            raise JobLost(f"job {job_id} is no longer run by worker {worker}: stop working on it")
+        return _job(row)
+
+    def _put_back(self, held: Job, run_after: datetime, reason: str | None) -> Job:
+        """Queue a running job again, or cancel it where somebody asked for that.
+
+        Of two jobs for the same work the older one stays, with its attempts, and starts when the first of them
+        would have; the younger one counts as cancelled from the moment it was made.
+        """
+        if held.cancel_requested:
+            return self._change(
+                held.id, status=JobStatus.CANCELLED, finished_at=run_after, lease_until=None, reason="cancelled"
+            )
+        younger = self.queued(held.project_id, held.kind)
+        if younger is not None:
+            self._change(
+                younger.id,
+                status=JobStatus.CANCELLED,
+                finished_at=younger.created_at,
+                reason=f"merged into job {held.id}, which is queued again",
+            )
+            run_after = min(run_after, younger.run_after)
+        return self._change(
+            held.id,
+            status=JobStatus.QUEUED,
+            run_after=run_after,
+            reason=reason,
+            worker=None,
+            started_at=None,
+            lease_until=None,
+        )
+
+    def _change(self, job_id: int, **columns: Any) -> Job:
+        changed: Update = update(job).where(job.c.id == job_id).values(columns)
+        return _job(self._connection.execute(changed.returning(*job.c)).one())
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        id=row.id,
+        project_id=row.project_id,
+        kind=JobKind(row.kind),
+        status=JobStatus(row.status),
+        created_at=row.created_at,
+        run_after=row.run_after,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        lease_until=row.lease_until,
+        worker=row.worker,
+        attempts=row.attempts,
+        cancel_requested=row.cancel_requested,
+        progress=Progress(**row.progress),
+        reason=row.reason,
+    )

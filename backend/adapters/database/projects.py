@@ -1,0 +1,109 @@
+"""Projects in SQL."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from backend.adapters.database.tables import project
+from backend.domain import LabelConfig, LabelSchema, Project, ProjectIdentity
+from backend.errors import NotFound
+
+FIRST_OWN_ID = 1_000_001
+
+
+class SqlProjectStore:
+    """Projects on one connection; see ``backend.ports.ProjectStore``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def resolve(self, identity: ProjectIdentity) -> Project:
+        """Return the project with this identity; make it when it was never seen, which takes a write transaction."""
+        row = self._connection.execute(
+            select(project).where(
+                project.c.label_studio_id == identity.label_studio_id,
+                project.c.created_stamp == identity.created_stamp,
+            )
+        ).one_or_none()
+        if row is not None:
+            return _project(row)
+        made = Project(id=self._free_id(identity.label_studio_id), identity=identity)
+        self._connection.execute(insert(project).values(**_columns(made), last_version_number=0))
+        return made
+
+    def get(self, project_id: int) -> Project:
+        """Return a project.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        row = self._connection.execute(select(project).where(project.c.id == project_id)).one_or_none()
+        if row is None:
+            raise _unknown(project_id)
+        return _project(row)
+
+    def all(self) -> list[Project]:
+        """Return all projects by id."""
+        return [_project(row) for row in self._connection.execute(select(project).order_by(project.c.id))]
+
+    def save(self, changed: Project) -> None:
+        """Store all fields of a known project.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        statement = update(project).where(project.c.id == changed.id).values(**_columns(changed))
+        if self._connection.execute(statement).rowcount == 0:
+            raise _unknown(changed.id)
+
+    def _free_id(self, label_studio_id: int) -> int:
+        taken = self._connection.scalar(select(project.c.id).where(project.c.id == label_studio_id))
+        if taken is None:
+            return label_studio_id
+        highest = self._connection.scalar(select(func.max(project.c.id))) or 0
+        return max(FIRST_OWN_ID, highest + 1)
+
+
+def _unknown(project_id: int) -> NotFound:
+    return NotFound(f"there is no project {project_id}: connect it in Label Studio, or see GET /api/projects")
+
+
+def _columns(noun: Project) -> dict[str, Any]:
+    return {
+        "id": noun.id,
+        "label_studio_id": noun.identity.label_studio_id,
+        "created_stamp": noun.identity.created_stamp,
+        "title": noun.title,
+        "label_config": asdict(noun.label_config),
+        "backbone_digest": noun.backbone_digest,
+        "pushed_version": noun.pushed_version,
+        "problems": list(noun.problems),
+        "event_at": noun.event_at,
+        "predict_at": noun.predict_at,
+        "synced_at": noun.synced_at,
+    }
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(
+        id=row.id,
+        identity=ProjectIdentity(label_studio_id=row.label_studio_id, created_stamp=row.created_stamp),
+        title=row.title,
+        label_config=_label_config(row.label_config),
+        backbone_digest=row.backbone_digest,
+        pushed_version=row.pushed_version,
+        problems=tuple(row.problems),
+        event_at=row.event_at,
+        predict_at=row.predict_at,
+        synced_at=row.synced_at,
+    )
+
+
+def _label_config(stored: dict[str, Any]) -> LabelConfig:
+    schema = stored["schema"]
+    if schema is not None:
+        schema = LabelSchema(**{**schema, "class_names": tuple(schema["class_names"])})
+    return LabelConfig(**{**stored, "schema": schema})

@@ -1,0 +1,194 @@
+"""Tasks in SQL: the replica of what Label Studio holds, and what Tandem knows of each image.
+
+What changes is decided here and not in SQL: the one writer at a time has read the rows, so nobody else can have
+changed them, and a reconciliation that finds everything as it was writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
+
+from backend.adapters.database.statements import AnyRow, chunks, replace
+from backend.adapters.database.tables import annotation, task
+from backend.domain import Task
+
+
+class SqlTaskStore:
+    """Tasks on one connection; see ``backend.ports.TaskStore``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def upsert(self, project_id: int, tasks: Sequence[Task]) -> int:
+        """Store ``id`` and ``image_url`` of each task and return how many were new or changed.
+
+        A changed ``image_url`` clears what was known of the old image.
+        """
+        wanted = {each.id: each.image_url for each in tasks}
+        stored = {
+            row.id: row.image_url
+            for ids in chunks(list(wanted))
+            for row in self._connection.execute(
+                select(task.c.id, task.c.image_url).where(task.c.project_id == project_id, task.c.id.in_(ids))
+            )
+        }
+        changed = [
+            {
+                "project_id": project_id,
+                "id": task_id,
+                "image_url": image_url,
+                "image_digest": None,
+                "image_problem": None,
+                "backbone_digest": None,
+                "pushed_version": None,
+            }
+            for task_id, image_url in wanted.items()
+            if task_id not in stored or stored[task_id] != image_url
+        ]
+        replace(self._connection, task, changed)
+        return len(changed)
+
+    def delete(self, project_id: int, task_ids: Sequence[int]) -> int:
+        """Remove tasks and their annotations; unknown ids are ignored. Return how many tasks were removed.
+
+        The annotations stay as deleted since they were last changed, so that an event about them that comes late
+        does not bring them back, while a new annotation under a reused id counts.
+        """
+        removed = 0
+        for ids in chunks(task_ids):
+            self._connection.execute(
+                update(annotation)
+                .where(
+                    annotation.c.project_id == project_id,
+                    annotation.c.task_id.in_(ids),
+                    annotation.c.deleted_at.is_(None),
+                )
+                .values(deleted_at=annotation.c.updated_at)
+            )
+            these = self._connection.execute(delete(task).where(task.c.project_id == project_id, task.c.id.in_(ids)))
+            removed += these.rowcount
+        return removed
+
+    def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
+        """Return the known ones among these tasks, by id."""
+        found = [each for ids in chunks(task_ids) for each in self._select(project_id, task.c.id.in_(ids))]
+        return sorted(found, key=lambda each: each.id)
+
+    def all(self, project_id: int) -> list[Task]:
+        """Return all tasks of a project, by id."""
+        return self._select(project_id)
+
+    def to_embed(self, project_id: int, backbone_digest: str | None, limit: int) -> list[Task]:
+        """Return up to ``limit`` tasks with an image but no features of this backbone; labelled tasks first.
+
+        Tasks whose image has a problem are left out. Without a digest: tasks without any features.
+        """
+        labelled = task.c.id.in_(
+            select(annotation.c.task_id).where(
+                annotation.c.project_id == project_id,
+                annotation.c.deleted_at.is_(None),
+                func.json_array_length(annotation.c.class_names) > 0,
+            )
+        )
+        statement = (
+            select(*_COLUMNS)
+            .where(
+                task.c.project_id == project_id,
+                task.c.image_url.is_not(None),
+                task.c.image_problem.is_(None),
+                _has_no_features(backbone_digest),
+            )
+            .order_by(labelled.desc(), task.c.id)
+            .limit(limit)
+        )
+        return [_task(row) for row in self._connection.execute(statement)]
+
+    def record_image(self, project_id: int, task_with_image: Task) -> None:
+        """Store digest, problem and backbone digest of the task's image, if the task still has that ``image_url``."""
+        self._connection.execute(
+            update(task)
+            .where(
+                task.c.project_id == project_id,
+                task.c.id == task_with_image.id,
+                task.c.image_url == task_with_image.image_url,
+            )
+            .values(
+                image_digest=task_with_image.image_digest,
+                image_problem=task_with_image.image_problem,
+                backbone_digest=task_with_image.backbone_digest,
+            )
+        )
+
+    def forgive_problems(self, project_id: int) -> int:
+        """Clear the image problems of a project, so that its images are tried again; return how many."""
+        statement = (
+            update(task)
+            .where(task.c.project_id == project_id, task.c.image_problem.is_not(None))
+            .values(image_problem=None)
+        )
+        return self._connection.execute(statement).rowcount
+
+    def record_pushed(self, project_id: int, task_ids: Sequence[int], version: str) -> None:
+        """Store that Label Studio holds this version's suggestion for these tasks."""
+        for ids in chunks(task_ids):
+            these = update(task).where(task.c.project_id == project_id, task.c.id.in_(ids))
+            self._connection.execute(these.values(pushed_version=version))
+
+    def forget_pushed(self, project_id: int) -> None:
+        """Store that Label Studio holds no suggestion of ours for any task."""
+        pushed = update(task).where(task.c.project_id == project_id, task.c.pushed_version.is_not(None))
+        self._connection.execute(pushed.values(pushed_version=None))
+
+    def count(self, project_id: int) -> int:
+        """Return the number of tasks."""
+        return self._count(project_id)
+
+    def count_embedded(self, project_id: int, backbone_digest: str | None) -> int:
+        """Return the number of tasks with features of this backbone; none has features of no backbone."""
+        return 0 if backbone_digest is None else self._count(project_id, task.c.backbone_digest == backbone_digest)
+
+    def problems(self, project_id: int, limit: int) -> list[Task]:
+        """Return up to ``limit`` tasks whose image has a problem, by id."""
+        return self._select(project_id, task.c.image_problem.is_not(None), limit=limit)
+
+    def _select(self, project_id: int, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Task]:
+        statement = (
+            select(*_COLUMNS).where(task.c.project_id == project_id, *conditions).order_by(task.c.id).limit(limit)
+        )
+        return [_task(row) for row in self._connection.execute(statement)]
+
+    def _count(self, project_id: int, *conditions: ColumnElement[bool]) -> int:
+        statement = select(func.count()).select_from(task).where(task.c.project_id == project_id, *conditions)
+        return self._connection.execute(statement).scalar_one()
+
+
+_COLUMNS = (
+    task.c.id,
+    task.c.image_url,
+    task.c.image_digest,
+    task.c.image_problem,
+    task.c.backbone_digest,
+    task.c.pushed_version,
+)
+
+
+def _task(row: AnyRow) -> Task:
+    task_id, image_url, image_digest, image_problem, backbone_digest, pushed_version = row
+    return Task(
+        id=task_id,
+        image_url=image_url,
+        image_digest=image_digest,
+        image_problem=image_problem,
+        backbone_digest=backbone_digest,
+        pushed_version=pushed_version,
+    )
+
+
+def _has_no_features(backbone_digest: str | None) -> ColumnElement[bool]:
+    has_none = task.c.backbone_digest.is_(None)
+    if backbone_digest is None:
+        return has_none
+    # Two ranges instead of one inequality: ranges are read from the index, so that nothing to do costs nothing.
+    return or_(has_none, task.c.backbone_digest < backbone_digest, task.c.backbone_digest > backbone_digest)

@@ -1,0 +1,146 @@
+"""Model versions in SQL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from backend.adapters.database.tables import project, version
+from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
+from backend.errors import Conflict, NotFound
+
+
+class SqlVersionStore:
+    """Model versions on one connection; see ``backend.ports.VersionStore``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def next_number(self, project_id: int) -> int:
+        """Reserve and return the next version number of a project; never the same twice.
+
+        Raises:
+            NotFound: there is no such project.
+        """
+        statement = (
+            update(project)
+            .where(project.c.id == project_id)
+            .values(last_version_number=project.c.last_version_number + 1)
+            .returning(project.c.last_version_number)
+        )
+        number: int | None = self._connection.scalar(statement)
+        if number is None:
+            raise NotFound(f"there is no project {project_id} to number a version of")
+        return number
+
+    def add(self, new: ModelVersion) -> None:
+        """Store a new version; one that was numbered elsewhere raises the project's count to its number."""
+        self._connection.execute(insert(version).values(**_columns(new)))
+        self._connection.execute(
+            update(project)
+            .where(project.c.id == new.project_id, project.c.last_version_number < new.number)
+            .values(last_version_number=new.number)
+        )
+
+    def active(self, project_id: int) -> ModelVersion | None:
+        """Return the active version, if any."""
+        row = self._connection.execute(
+            select(version).where(version.c.project_id == project_id, version.c.status == VersionStatus.ACTIVE)
+        ).one_or_none()
+        return None if row is None else _version(row)
+
+    def get(self, project_id: int, name: str) -> ModelVersion:
+        """Return a version by name.
+
+        Raises:
+            NotFound: the project has no such version.
+        """
+        row = self._connection.execute(
+            select(version).where(version.c.project_id == project_id, version.c.name == name)
+        ).one_or_none()
+        if row is None:
+            raise NotFound(f"project {project_id} has no version {name!r}: see GET /api/projects/{project_id}/versions")
+        return _version(row)
+
+    def all(self, project_id: int) -> list[ModelVersion]:
+        """Return a project's versions, newest first."""
+        statement = select(version).where(version.c.project_id == project_id).order_by(version.c.number.desc())
+        return [_version(row) for row in self._connection.execute(statement)]
+
+    def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
+        """Make a version the active one, retire the one that was, and return it with its new status.
+
+        Raises:
+            NotFound: the project has no such version.
+        """
+        chosen = self.get(project_id, name)
+        self._connection.execute(
+            update(version)
+            .where(version.c.project_id == project_id, version.c.status == VersionStatus.ACTIVE)
+            .values(status=VersionStatus.RETIRED)
+        )
+        self._mark(chosen, VersionStatus.ACTIVE, reason)
+        return self.get(project_id, name)
+
+    def reject(self, project_id: int, name: str, reason: str) -> None:
+        """Mark a candidate as rejected.
+
+        Raises:
+            NotFound: the project has no such version.
+            Conflict: it is or was in use.
+        """
+        candidate = self.get(project_id, name)
+        if candidate.status in (VersionStatus.ACTIVE, VersionStatus.RETIRED):
+            raise Conflict(f"version {name} is {candidate.status}: only a candidate can be rejected")
+        self._mark(candidate, VersionStatus.REJECTED, reason)
+
+    def _mark(self, known: ModelVersion, status: VersionStatus, reason: str) -> None:
+        self._connection.execute(
+            update(version)
+            .where(version.c.project_id == known.project_id, version.c.number == known.number)
+            .values(status=status, reason=reason)
+        )
+
+
+def _columns(noun: ModelVersion) -> dict[str, Any]:
+    return {
+        "project_id": noun.project_id,
+        "number": noun.number,
+        "name": noun.name,
+        "kind": noun.kind,
+        "status": noun.status,
+        "created_at": noun.created_at,
+        "n_labels": noun.n_labels,
+        "n_validation": noun.n_validation,
+        "metrics": {name: _to_json(value) for name, value in asdict(noun.metrics).items()},
+        "class_names": list(noun.class_names),
+        "backbone_digest": noun.backbone_digest,
+        "fingerprint": noun.fingerprint,
+        "reason": noun.reason,
+    }
+
+
+def _to_json(value: float) -> float | str:
+    """Return what JSON can hold: PostgreSQL refuses NaN and infinity as numbers, ``float`` reads them as words."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _version(row: Row[Any]) -> ModelVersion:
+    return ModelVersion(
+        project_id=row.project_id,
+        number=row.number,
+        name=row.name,
+        kind=VersionKind(row.kind),
+        status=VersionStatus(row.status),
+        created_at=row.created_at,
+        n_labels=row.n_labels,
+        n_validation=row.n_validation,
+        metrics=Metrics(**{name: float(value) for name, value in row.metrics.items()}),
+        class_names=tuple(row.class_names),
+        backbone_digest=row.backbone_digest,
+        fingerprint=row.fingerprint,
+        reason=row.reason,
+    )
