@@ -1,0 +1,109 @@
+"""Probabilities that mean what they say: temperature scaling, and how to see whether it worked.
+
+Temperature scaling divides all logits by one number T > 0 (Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern
+Neural Networks", 2017). T must be fitted on logits of images that the head was not fitted on. A few dozen of them
+say little about T, and where all are right they ask for T = 0; so log T is shrunk towards an expected value:
+
+    log T = (n log T_fitted + n_prior log T_prior) / (n + n_prior)
+
+Shapes: n images, k classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.logits import calibrated
+
+PRIOR_TEMPERATURE = 0.7
+PRIOR_TEMPERATURE_MULTIPLE = 1.0
+PRIOR_IMAGES = 30
+LOG_TEMPERATURE_RANGE = (-3.0, 3.0)
+N_BISECTIONS = 12
+N_BINS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """Confidence against accuracy in equally wide bins of confidence; empty bins have zeros.
+
+    ``confidences`` are mean confidences, ``accuracies`` shares of right answers, both from 0 to 1, ``counts``
+    answers, each of length n_bins. ``ece`` is the expected calibration error, from 0 (best) to 1.
+    """
+
+    confidences: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    counts: tuple[int, ...]
+    ece: float
+
+
+def fit_temperature(
+    logits: NDArray[np.floating[Any]],
+    targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
+    prior_temperature: float | None = None,
+) -> float:
+    """Return T for logits, (n, k), of images that the head was not fitted on; the expected value when n is 0.
+
+    Args:
+        logits: out-of-fold logits, (n, k).
+        targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
+        prior_temperature: what to expect of T; a value known for the kind of head without it.
+    """
+    multiple = targets.ndim == 2
+    if prior_temperature is None:
+        prior_temperature = PRIOR_TEMPERATURE_MULTIPLE if multiple else PRIOR_TEMPERATURE
+    n_images = len(logits)
+    if n_images == 0:
+        return prior_temperature
+    wide = logits.astype(np.float64)
+    if not multiple:
+        wide -= wide.max(axis=1, keepdims=True)
+    truth = targets if multiple else targets[:, None] == np.arange(logits.shape[1])
+    true_sum = float(wide[truth].sum())
+    # The log loss is convex in 1/T; its slope is what the probabilities expect of the logits less what is true.
+    coldest, hottest = LOG_TEMPERATURE_RANGE
+    for _ in range(N_BISECTIONS):
+        middle = (coldest + hottest) / 2
+        expected = calibrated(wide, float(np.exp(middle)), multiple=multiple)
+        if float((expected * wide).sum(dtype=np.float64)) > true_sum:
+            coldest = middle
+        else:
+            hottest = middle
+    fitted = (coldest + hottest) / 2
+    pooled = (n_images * fitted + PRIOR_IMAGES * np.log(prior_temperature)) / (n_images + PRIOR_IMAGES)
+    return float(np.exp(pooled))
+
+
+def reliability(
+    probabilities: NDArray[np.floating[Any]],
+    targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
+    n_bins: int = N_BINS,
+) -> Reliability:
+    """Return the reliability diagram and the expected calibration error of probabilities, (n, k).
+
+    ECE as Guo et al. (2017) define it: answers are put into ``n_bins`` equally wide bins ((i-1)/n, i/n] of their
+    confidence, and |accuracy - confidence| of the bins is averaged, weighted by their answers. With one class per
+    image (targets (n,)) there is one answer per image, its most probable class. With several (targets (n, k))
+    each class of each image is an answer: confidence is the probability of the class, accuracy whether it is there.
+    """
+    if targets.ndim == 2:
+        confidences, right = probabilities.ravel().astype(np.float64), targets.ravel().astype(np.float64)
+    else:
+        confidences = probabilities.max(axis=1).astype(np.float64)
+        right = (probabilities.argmax(axis=1) == targets).astype(np.float64)
+    bins = np.clip(np.ceil(confidences * n_bins).astype(np.intp) - 1, 0, n_bins - 1)
+    counts = np.bincount(bins, minlength=n_bins)
+    filled = np.maximum(counts, 1)
+    mean_confidences = np.bincount(bins, confidences, n_bins) / filled
+    accuracies = np.bincount(bins, right, n_bins) / filled
+    gaps = np.abs(accuracies - mean_confidences) * counts
+    return Reliability(
+        confidences=tuple(mean_confidences.tolist()),
+        accuracies=tuple(accuracies.tolist()),
+        counts=tuple(counts.tolist()),
+        ece=float(gaps.sum() / max(1, len(confidences))),
+    )

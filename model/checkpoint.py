@@ -1,0 +1,201 @@
+"""A learned head as a folder: safetensors for arrays, JSON for the rest, a checksum over every file.
+
+`model.json` holds the SHA-256 of every other file of the folder, and its own; that one is the checkpoint's digest.
+Light enough for the web process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from model.evaluation import ClassReport, Report
+from model.head import Head
+from model.inference import Predictor
+from model.learned import Learned, OutOfFold
+
+FORMAT = 1
+MODEL_FILE = "model.json"
+HEAD_FILE = "head.safetensors"
+OUT_OF_FOLD_FILE = "out_of_fold.safetensors"
+OUT_OF_FOLD_DIGESTS_FILE = "out_of_fold.json"
+
+Built = TypeVar("Built")
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint that is incomplete, was altered, or was never one."""
+
+
+def save_checkpoint(folder: Path, learned: Learned, *, backbone_digest: str) -> str:
+    """Write what was learned into an existing folder, durably, and return the checkpoint's digest in hex.
+
+    Files that are in the folder already become part of the checkpoint: altering them corrupts it. Equal contents
+    give equal digests.
+    """
+    predictor = learned.predictor
+    head = predictor.head
+    _write(folder / HEAD_FILE, save({"centre": head.centre, "weight": head.weight, "bias": head.bias}))
+    _write(folder / OUT_OF_FOLD_FILE, save({"probabilities": learned.out_of_fold.probabilities}))
+    _write(folder / OUT_OF_FOLD_DIGESTS_FILE, json.dumps(learned.out_of_fold.digests).encode())
+    content = {
+        "format": FORMAT,
+        "versions": {name: version(name) for name in ("numpy", "safetensors", "scipy")},
+        "class_names": predictor.class_names,
+        "multiple": predictor.multiple,
+        "temperature": predictor.temperature,
+        "thresholds": predictor.thresholds,
+        "block_sizes": head.block_sizes,
+        "backbone_digest": backbone_digest,
+        "method": learned.method,
+        "uncalibrated": asdict(learned.uncalibrated),
+        "calibrated": asdict(learned.calibrated),
+        "files": {path.name: _sha256(path.read_bytes()) for path in _other_files(folder)},
+    }
+    digest = _sha256(_canonical(content))
+    _write(folder / MODEL_FILE, json.dumps({"sha256": digest, "content": content}, indent=1, allow_nan=False).encode())
+    _sync(folder)
+    return digest
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """Return the predictor of a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, altered or not what it should be.
+    """
+    return _build(folder, _predictor)
+
+
+def load_out_of_fold(folder: Path) -> OutOfFold:
+    """Return the out-of-fold predictions of a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, altered or not what it should be.
+    """
+    return _build(folder, _out_of_fold)
+
+
+def load_learned(folder: Path) -> Learned:
+    """Return all that was saved; ``seconds`` is 0.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, altered or not what it should be.
+    """
+    return _build(folder, _learned)
+
+
+def _build(folder: Path, build: Callable[[Path, dict[str, Any]], Built]) -> Built:
+    try:
+        return build(folder, _verified_content(folder))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptCheckpoint(f"the checkpoint in {folder.name} cannot be read: {error!r}") from error
+
+
+def _verified_content(folder: Path) -> dict[str, Any]:
+    wrapped = json.loads((folder / MODEL_FILE).read_bytes())
+    content: dict[str, Any] = wrapped["content"]
+    if _sha256(_canonical(content)) != wrapped["sha256"]:
+        raise CorruptCheckpoint(f"{MODEL_FILE} in {folder.name} was altered after it was saved")
+    if content["format"] != FORMAT:
+        raise CorruptCheckpoint(f"{folder.name} has checkpoint format {content['format']}; this version reads {FORMAT}")
+    for name, expected in content["files"].items():
+        if _sha256((folder / name).read_bytes()) != expected:
+            raise CorruptCheckpoint(f"{name} in {folder.name} was altered after it was saved")
+    return content
+
+
+def _predictor(folder: Path, content: dict[str, Any]) -> Predictor:
+    arrays = load((folder / HEAD_FILE).read_bytes())
+    for name in ("centre", "weight", "bias"):
+        _check_array(name, arrays[name])
+    thresholds = content["thresholds"]
+    return Predictor(
+        class_names=tuple(str(name) for name in content["class_names"]),
+        multiple=bool(content["multiple"]),
+        head=Head(
+            block_sizes=tuple(int(size) for size in content["block_sizes"]),
+            centre=arrays["centre"],
+            weight=arrays["weight"],
+            bias=arrays["bias"],
+        ),
+        temperature=float(content["temperature"]),
+        thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
+        backbone_digest=str(content["backbone_digest"]),
+    )
+
+
+def _out_of_fold(folder: Path, content: dict[str, Any]) -> OutOfFold:
+    probabilities = load((folder / OUT_OF_FOLD_FILE).read_bytes())["probabilities"]
+    digests = tuple(str(digest) for digest in json.loads((folder / OUT_OF_FOLD_DIGESTS_FILE).read_bytes()))
+    _check_array("probabilities", probabilities)
+    if probabilities.shape != (len(digests), len(content["class_names"])):
+        raise CorruptCheckpoint(
+            f"out-of-fold probabilities in {folder.name} have shape {probabilities.shape} for {len(digests)} images"
+        )
+    return OutOfFold(digests=digests, probabilities=probabilities)
+
+
+def _learned(folder: Path, content: dict[str, Any]) -> Learned:
+    return Learned(
+        predictor=_predictor(folder, content),
+        method=str(content["method"]),
+        uncalibrated=_report(content["uncalibrated"]),
+        calibrated=_report(content["calibrated"]),
+        out_of_fold=_out_of_fold(folder, content),
+        seconds=0.0,
+    )
+
+
+def _report(fields: dict[str, Any]) -> Report:
+    confusion = fields["confusion"]
+    return Report(
+        **{
+            **fields,
+            "per_class": tuple(ClassReport(**each) for each in fields["per_class"]),
+            "confusion": None if confusion is None else tuple(tuple(row) for row in confusion),
+        }
+    )
+
+
+def _check_array(name: str, array: np.ndarray[Any, Any]) -> None:
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise CorruptCheckpoint(f"{name} of type {array.dtype} must be finite numbers of type float32")
+
+
+def _other_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != MODEL_FILE)
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the folder's entries durable too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""From features to calibrated probabilities and suggestions; numpy only, cheap, safe to share between threads.
+
+Shapes: n images, d features, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.head import AnyFloats, FloatArray, Head
+from model.logits import calibrated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggested:
+    """What to suggest for one image; ``score``, 0 to 1, is the probability that all of it is right."""
+
+    class_names: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictor:
+    """A learned head with what makes its logits probabilities and its probabilities decisions.
+
+    ``thresholds`` has one probability per class, from which on the class is suggested, where an image may have
+    several classes (``multiple``), and is ``None`` otherwise. ``backbone_digest`` names the backbone whose features
+    it needs; empty until the predictor is saved.
+    """
+
+    class_names: tuple[str, ...]
+    multiple: bool
+    head: Head
+    temperature: float
+    thresholds: tuple[float, ...] | None = None
+    backbone_digest: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together."""
+        n_classes = len(self.head.bias)
+        if len(self.class_names) != n_classes or len(set(self.class_names)) != n_classes:
+            raise ValueError(f"{len(self.class_names)} class names do not fit a head with {n_classes} classes")
+        if self.multiple and (self.thresholds is None or len(self.thresholds) != n_classes):
+            raise ValueError(f"several classes per image need a threshold for each of the {n_classes} classes")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"a temperature is above zero, not {self.temperature}")
+
+    def predict_proba(self, features: AnyFloats) -> FloatArray:
+        """Return calibrated probabilities, (n, k), of feature rows, (n, d).
+
+        Rows sum to 1 unless ``multiple``; then each class's probability stands by itself.
+        """
+        return calibrated(self.head.logits(features), self.temperature, multiple=self.multiple)
+
+    def suggest(self, features: AnyFloats, allowed: Sequence[str] | None = None) -> list[Suggested]:
+        """Return a suggestion for each feature row, (n, d).
+
+        Only classes in ``allowed`` are suggested: those still in the label config; all without it. With one class
+        per image the probabilities are renormalised over the allowed ones: the score is the probability given that
+        one of them is right. With several, the score is the probability that the allowed classes are all decided
+        rightly, were they independent of each other: the product of p for the suggested ones and 1 - p for the
+        others; no class at all may be the suggestion. Where no allowed class is known the suggestion is empty
+        with score 0.
+        """
+        kept = [index for index, name in enumerate(self.class_names) if allowed is None or name in set(allowed)]
+        if not kept:
+            return [Suggested(class_names=(), score=0.0)] * len(features)
+        names = [self.class_names[index] for index in kept]
+        if self.multiple:
+            return self._several(self.predict_proba(features)[:, kept], names, kept)
+        # Dropping logits before the softmax renormalises without ever dividing by a vanishing sum.
+        logits = self.head.logits(features)[:, kept]
+        probabilities = calibrated(logits, self.temperature, multiple=False)
+        best = probabilities.argmax(axis=1)
+        scores = probabilities[np.arange(len(best)), best]
+        return [
+            Suggested(class_names=(names[index],), score=score)
+            for index, score in zip(best.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _several(self, probabilities: FloatArray, names: list[str], kept: list[int]) -> list[Suggested]:
+        thresholds = np.asarray(self.thresholds, np.float32)[kept]
+        chosen: NDArray[np.bool_] = probabilities >= thresholds
+        scores = np.where(chosen, probabilities, 1 - probabilities).prod(axis=1)
+        return [
+            Suggested(class_names=tuple(name for name, taken in zip(names, row, strict=True) if taken), score=score)
+            for row, score in zip(chosen.tolist(), scores.tolist(), strict=True)
+        ]

@@ -1,0 +1,36 @@
+"""What learning leaves behind; numpy only, so that it can be read back without loading what fitting needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.evaluation import Report
+from model.head import FloatArray
+from model.inference import Predictor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OutOfFold:
+    """Calibrated probabilities, (n, k), of labelled images, each from a head that was fitted without it.
+
+    ``digests`` name the images' content, in the order of the rows.
+    """
+
+    digests: tuple[str, ...]
+    probabilities: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learned:
+    """A predictor, and how it does on images it was not fitted on.
+
+    ``uncalibrated`` and ``calibrated`` are reports on the same out-of-fold predictions, before and after
+    temperature scaling. ``method`` names how the head was fitted.
+    """
+
+    predictor: Predictor
+    method: str
+    uncalibrated: Report
+    calibrated: Report
+    out_of_fold: OutOfFold
+    seconds: float

@@ -1,0 +1,210 @@
+"""Labels and features become a calibrated predictor, judged on images that it was not fitted on.
+
+The flow: folds by image content → preprocessing of all images → every method fitted without each fold → the
+method with the best out-of-fold loss → that method on all labels → temperature, thresholds, reports.
+
+Shapes: n images with a label, m without, d features, p dimensions, k classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.calibration import fit_temperature
+from model.classifiers import fit_multi_label, fit_single_label
+from model.evaluation import Targets, evaluate, log_losses
+from model.head import AnyFloats, FloatArray
+from model.inference import Predictor
+from model.learned import Learned, OutOfFold
+from model.logits import LinearMap, calibrated
+from model.preprocessing import fit_preprocessing
+from model.thresholds import fit_thresholds
+
+__all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_of", "learn"]
+
+N_FOLDS = 5
+MAX_POOL_IMAGES = 2000
+
+
+class TooFewLabels(Exception):
+    """There is nothing to tell apart yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examples:
+    """Labelled images.
+
+    Attributes:
+        features: (n, d), float16 or wider.
+        targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
+        digests: of the images' content; the same digest always falls into the same fold.
+        judged: (n,), which images may judge; not those that a fine-tuned backbone was trained on.
+    """
+
+    features: AnyFloats
+    targets: Targets
+    digests: tuple[str, ...]
+    judged: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together."""
+        lengths = (len(self.features), len(self.targets), len(self.digests), len(self.judged))
+        if len(set(lengths)) != 1:
+            raise ValueError(f"features, targets, digests and judged have {lengths} rows: they must be the same images")
+        if not np.isfinite(self.features).all():
+            raise ValueError("features hold values that are not finite: embed these images again")
+
+
+def fold_of(image_digest: str, n_folds: int = N_FOLDS) -> int:
+    """Return the fold, 0 to ``n_folds`` - 1, of an image: from a hash of its content digest, fixed for ever."""
+    return int.from_bytes(hashlib.sha256(image_digest.encode()).digest()[:8], "big") % n_folds
+
+
+def learn(
+    examples: Examples,
+    class_names: tuple[str, ...],
+    *,
+    multiple: bool,
+    block_sizes: tuple[int, ...],
+    pool: AnyFloats | None = None,
+    previous: Learned | None = None,  # noqa: ARG001
+    seed: int = 0,
+) -> Learned:
+    """Learn a calibrated predictor.
+
+    Args:
+        examples: the labelled images.
+        class_names: names of the k classes, in the order of the targets.
+        multiple: whether an image may have several classes.
+        block_sizes: how a feature row is composed; the last block is the penultimate features.
+        pool: features of images without a label, (m, d); at most ``MAX_POOL_IMAGES`` random ones are used.
+        previous: what was learned from fewer labels.
+        seed: decides what is random; the same arguments give the same result.
+
+    Raises:
+        TooFewLabels: no label, or labels of one class only where each image has one.
+        ValueError: shapes or values that cannot be.
+    """
+    started_s = time.perf_counter()
+    _check(examples, class_names, multiple)
+    random = np.random.default_rng(seed)
+    if pool is None:
+        pool = np.empty((0, examples.features.shape[1]), np.float16)
+    if len(pool) > MAX_POOL_IMAGES:
+        pool = pool[np.sort(random.choice(len(pool), MAX_POOL_IMAGES, replace=False))]
+    preprocessing = fit_preprocessing(np.concatenate([examples.features, pool]), block_sizes, random)
+    problem = _Problem(
+        coordinates=preprocessing.transform(examples.features),
+        targets=examples.targets,
+        pool=preprocessing.transform(pool),
+        n_classes=len(class_names),
+        multiple=multiple,
+    )
+    judged = np.flatnonzero(examples.judged)
+    targets = examples.targets[judged]
+    folds = _folds(examples)
+    logits = _out_of_fold_logits(problem, judged, folds)
+    method, chosen = _choose(logits, targets, folds)
+    linear_map = problem.fit(np.ones(len(examples.targets), np.bool_))[method]
+    temperature = fit_temperature(chosen, targets)
+    probabilities = _cross_fitted(chosen, targets, folds, multiple)
+    thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
+    predictor = Predictor(
+        class_names=class_names,
+        multiple=multiple,
+        head=preprocessing.head(linear_map.weight, linear_map.bias),
+        temperature=temperature,
+        thresholds=thresholds,
+    )
+    return Learned(
+        predictor=predictor,
+        method=method,
+        uncalibrated=evaluate(calibrated(chosen, 1.0, multiple=multiple), targets, multiple=multiple),
+        calibrated=evaluate(probabilities, targets, multiple=multiple, thresholds=thresholds),
+        out_of_fold=OutOfFold(digests=tuple(examples.digests[index] for index in judged), probabilities=probabilities),
+        seconds=time.perf_counter() - started_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Problem:
+    coordinates: FloatArray
+    targets: Targets
+    pool: FloatArray
+    n_classes: int
+    multiple: bool
+
+    def fit(self, rows: NDArray[np.bool_]) -> dict[str, LinearMap]:
+        """Fit each method on some of the labelled images."""
+        coordinates, targets = self.coordinates[rows], self.targets[rows]
+        if self.multiple:
+            return fit_multi_label(coordinates, targets.astype(np.bool_), self.pool)
+        return fit_single_label(coordinates, targets.astype(np.intp), self.n_classes, self.pool)
+
+
+def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> None:
+    targets, n_classes = examples.targets, len(class_names)
+    if len(targets) == 0:
+        raise TooFewLabels("there is no labelled image to learn from")
+    if multiple:
+        if targets.shape[1:] != (n_classes,):
+            raise ValueError(f"targets of shape {targets.shape} do not fit {n_classes} classes, several per image")
+        return
+    if targets.ndim != 1 or targets.min() < 0 or targets.max() >= n_classes:
+        raise ValueError(f"targets of shape {targets.shape} are not indices of {n_classes} classes")
+    if len(np.unique(targets)) < 2:
+        raise TooFewLabels(f"all labels are {class_names[int(targets[0])]!r}: label an image of another class")
+
+
+def _folds(examples: Examples) -> NDArray[np.intp]:
+    """Return the fold of each judged image.
+
+    Where not all images may judge, those that may can be a whole fold of ``fold_of``: they are split by another hash.
+    """
+    suffix = "" if examples.judged.all() else " among judged"
+    return np.array([fold_of(examples.digests[index] + suffix) for index in np.flatnonzero(examples.judged)], np.intp)
+
+
+def _out_of_fold_logits(problem: _Problem, judged: NDArray[np.intp], folds: NDArray[np.intp]) -> dict[str, FloatArray]:
+    """Return each method's logits, (n judged, k), of the judged images, fitted without their fold."""
+    logits: dict[str, FloatArray] = {}
+    for fold in np.unique(folds):
+        held_out = judged[folds == fold]
+        kept = np.ones(len(problem.targets), np.bool_)
+        kept[held_out] = False
+        for method, linear_map in problem.fit(kept).items():
+            rows = logits.setdefault(method, np.zeros((len(judged), problem.n_classes), np.float32))
+            rows[folds == fold] = linear_map.logits(problem.coordinates[held_out])
+    return logits
+
+
+def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.intp]) -> tuple[str, FloatArray]:
+    """Return the method with the lowest loss, and out-of-fold logits of the choice.
+
+    For each fold the choice is made on the other folds, so that the logits are those of an honest choice.
+    """
+    losses = {
+        method: log_losses(calibrated(each, fit_temperature(each, targets), multiple=targets.ndim == 2), targets)
+        for method, each in logits.items()
+    }
+    honest = np.empty_like(next(iter(logits.values())))
+    for fold in np.unique(folds):
+        others = folds != fold
+        method = min(losses, key=lambda each: losses[each][others].sum())
+        honest[~others] = logits[method][~others]
+    return min(losses, key=lambda each: losses[each].sum()), honest
+
+
+def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp], multiple: bool) -> FloatArray:
+    """Return probabilities, each with a temperature fitted on the other folds."""
+    probabilities = np.empty_like(logits)
+    for fold in np.unique(folds):
+        here = folds == fold
+        temperature = fit_temperature(logits[~here], targets[~here])
+        probabilities[here] = calibrated(logits[here], temperature, multiple=multiple)
+    return probabilities

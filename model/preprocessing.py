@@ -1,0 +1,78 @@
+"""From feature rows to the few dimensions that heads are fitted in, and back to a head on feature rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from model.head import AnyFloats, FloatArray, Head, normalise, signed_root
+
+MAX_COMPONENTS = 200
+MAX_PCA_ROWS = 1000
+SMALLEST_VARIANCE_SHARE = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Preprocessing:
+    """Normalisation (``model.head.normalise``) and a principal component analysis.
+
+    ``centre`` has shape (d,), ``components`` (d, p) with orthonormal columns.
+    """
+
+    block_sizes: tuple[int, ...]
+    centre: FloatArray
+    components: FloatArray
+
+    def transform(self, features: AnyFloats) -> FloatArray:
+        """Return the coordinates, (n, p), of feature rows, (n, d)."""
+        return normalise(features, self.block_sizes, self.centre) @ self.components
+
+    def head(self, weight: FloatArray, bias: FloatArray) -> Head:
+        """Return the head on feature rows that equals ``weight``, (p, k), and ``bias``, (k,), on coordinates."""
+        return Head(
+            block_sizes=self.block_sizes,
+            centre=self.centre,
+            weight=np.ascontiguousarray(self.components @ weight, np.float32),
+            bias=bias.astype(np.float32),
+        )
+
+
+def fit_preprocessing(reference: AnyFloats, block_sizes: tuple[int, ...], random: np.random.Generator) -> Preprocessing:
+    """Fit on all images there are, labelled or not: ``reference``, (n, d).
+
+    The components come from at most ``MAX_PCA_ROWS`` random rows: more change the leading ones hardly, and cost
+    grows with the square of the rows.
+    """
+    if len(reference) > MAX_PCA_ROWS:
+        reference = reference[np.sort(random.choice(len(reference), MAX_PCA_ROWS, replace=False))]
+    centre = signed_root(reference).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return Preprocessing(
+        block_sizes=block_sizes,
+        centre=centre,
+        components=principal_components(normalise(reference, block_sizes, centre)),
+    )
+
+
+def principal_components(rows: FloatArray) -> FloatArray:
+    """Return the leading principal directions, (d, p) with p <= ``MAX_COMPONENTS``, of rows, (n, d).
+
+    Directions without variance are left out; at least one is always returned.
+    """
+    centred = rows - rows.mean(axis=0)
+    n_rows, n_features = centred.shape
+    by_rows = n_rows < n_features
+    products = centred @ centred.T if by_rows else centred.T @ centred
+    size = len(products)
+    variances, vectors = scipy.linalg.eigh(
+        products, subset_by_index=(max(0, size - MAX_COMPONENTS), size - 1), check_finite=False
+    )
+    kept = variances > max(variances[-1], 0) * SMALLEST_VARIANCE_SHARE
+    kept &= variances > np.finfo(np.float32).tiny
+    if not kept.any():
+        return np.eye(n_features, 1, dtype=np.float32)
+    variances, vectors = variances[kept][::-1], vectors[:, kept][:, ::-1]
+    if by_rows:
+        vectors = centred.T @ (vectors / np.sqrt(variances))
+    return np.ascontiguousarray(vectors, np.float32)
