@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.adapters.durable import exclusive_lock, sync_path, write_whole
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, NotFound
 
 FORMAT_VERSION = 1
 KEY_BYTES = 32
@@ -37,20 +37,41 @@ class FeatureFiles:
         self._tables: dict[str, _Table] = {}
         self._lock = threading.Lock()
 
-    def append(self, backbone_digest: str, image_digests: Sequence[str], features: NDArray[np.float16]) -> None:
+    def append(
+        self,
+        backbone_digest: str,
+        image_digests: Sequence[str],
+        features: NDArray[np.float16],
+        *,
+        block_sizes: tuple[int, ...],
+    ) -> None:
         """Store rows of shape (n_images, n_features) durably; images already stored are left as they are.
+
+        ``block_sizes`` says from how many columns of which block of the backbone a row is put together.
 
         Raises:
             ValueError: a malformed digest, or rows whose number, width or type does not fit.
         """
-        if features.dtype != np.float16 or features.ndim != 2 or len(features) != len(image_digests):
+        shape = (len(image_digests), sum(block_sizes))
+        if features.dtype != np.float16 or features.shape != shape:
             raise ValueError(
-                f"features must be float16 of shape ({len(image_digests)}, n_features), one row for each digest; "
+                f"features of {len(image_digests)} images in blocks of {block_sizes} are float16 of shape {shape}; "
                 f"got {features.dtype} of shape {features.shape}"
             )
         keys = _to_keys(image_digests)
         if len(keys):
-            self._table(backbone_digest).append(keys, features)
+            self._table(backbone_digest).append(keys, features, block_sizes)
+
+    def block_sizes(self, backbone_digest: str) -> tuple[int, ...]:
+        """Return the block sizes of this backbone's rows.
+
+        Raises:
+            NotFound: nothing is stored for this backbone.
+        """
+        block_sizes = self._table(backbone_digest).block_sizes()
+        if not block_sizes:
+            raise NotFound(f"no features are stored for backbone {backbone_digest}: its images are not embedded yet")
+        return block_sizes
 
     def read(self, backbone_digest: str, image_digests: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """Return the rows found, (n_found, n_features) in the order asked, and which were found, (n_images,).
@@ -80,7 +101,7 @@ class _Table:
         self._rows_path = folder / "rows.f16"
         self._keys_path = folder / "keys.bin"
         self._lock = threading.Lock()
-        self._n_features = 0
+        self._block_sizes: tuple[int, ...] = ()
         self._rows: NDArray[np.float16] = np.empty((0, 0), np.float16)
         self._keys: Keys = np.empty((0, KEY_BYTES), np.uint8)
         self._index = _KeyIndex()
@@ -93,39 +114,48 @@ class _Table:
         found = row_numbers >= 0
         return rows[row_numbers[found]], found
 
-    def append(self, keys: Keys, features: NDArray[np.float16]) -> None:
+    def block_sizes(self) -> tuple[int, ...]:
+        with self._lock:
+            self._refresh()
+            return self._block_sizes
+
+    def append(self, keys: Keys, features: NDArray[np.float16], block_sizes: tuple[int, ...]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(self._folder / "lock"):
-            self._create(features.shape[1])
+            self._create(block_sizes)
             with self._lock:
                 self._refresh()
                 missing = self._index.find(keys, self._keys) < 0
                 n_rows = len(self._keys)
-            if self._n_features != features.shape[1]:
+            if self._block_sizes != block_sizes:
                 raise ValueError(
-                    f"the backbone of {self._folder.name} gives {self._n_features} features an image, "
-                    f"got rows of {features.shape[1]}: another network must have another digest"
+                    f"the features of backbone {self._folder.name} are stored in blocks of {self._block_sizes}, "
+                    f"got blocks of {block_sizes}: another network must have another digest"
                 )
             first = np.unique(keys, axis=0, return_index=True)[1]
             new = np.sort(first[missing[first]])
             # A dead writer's keys must be gone before there are rows that they would claim.
             _append_durably(self._keys_path, n_rows * KEY_BYTES, b"")
-            _append_durably(self._rows_path, n_rows * self._n_features * 2, features[new].tobytes())
+            _append_durably(self._rows_path, n_rows * self._row_bytes, features[new].tobytes())
             _append_durably(self._keys_path, n_rows * KEY_BYTES, keys[new].tobytes())
 
-    def _create(self, n_features: int) -> None:
+    @property
+    def _row_bytes(self) -> int:
+        return sum(self._block_sizes) * np.dtype(np.float16).itemsize
+
+    def _create(self, block_sizes: tuple[int, ...]) -> None:
         """Make the files of a new table; the caller holds the lock between processes."""
         path = self._folder / "features.json"
         if path.exists():
             return
         self._rows_path.touch()
         self._keys_path.touch()
-        write_whole(path, json.dumps({"format_version": FORMAT_VERSION, "n_features": n_features}).encode())
+        write_whole(path, json.dumps({"format_version": FORMAT_VERSION, "block_sizes": block_sizes}).encode())
         sync_path(self._folder.parent)
 
     def _refresh(self) -> None:
         """Take in rows that were appended since, by any process; the caller holds the lock between threads."""
-        if not self._n_features and not self._open():
+        if not self._block_sizes and not self._open():
             return
         n_rows = self._count()
         if n_rows == len(self._keys):
@@ -133,7 +163,7 @@ class _Table:
         if n_rows < len(self._keys):
             # Rows never go away: somebody removed the folder.
             self._index = _KeyIndex()
-        self._rows = _map(self._rows_path, np.float16, (n_rows, self._n_features))
+        self._rows = _map(self._rows_path, np.float16, (n_rows, sum(self._block_sizes)))
         self._keys = _map(self._keys_path, np.uint8, (n_rows, KEY_BYTES))
         self._index.extend(self._keys)
 
@@ -143,7 +173,7 @@ class _Table:
             sizes = self._keys_path.stat().st_size, self._rows_path.stat().st_size
         except FileNotFoundError:
             return 0
-        return min(sizes[0] // KEY_BYTES, sizes[1] // (self._n_features * 2))
+        return min(sizes[0] // KEY_BYTES, sizes[1] // self._row_bytes)
 
     def _open(self) -> bool:
         """Read what the files mean; false when there are none yet."""
@@ -156,8 +186,8 @@ class _Table:
                 f"{path} has format version {header['format_version']}, this Tandem reads {FORMAT_VERSION}: "
                 "run the Tandem that wrote it, or delete the folder and the images are embedded again"
             )
-        self._n_features = header["n_features"]
-        self._rows = np.empty((0, self._n_features), np.float16)
+        self._block_sizes = tuple(header["block_sizes"])
+        self._rows = np.empty((0, sum(self._block_sizes)), np.float16)
         return True
 
 

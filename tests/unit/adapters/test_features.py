@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.adapters.features import FeatureFiles
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, NotFound
 
 BACKBONE = "0123abcd"
 N_FEATURES = 5
+BLOCK_SIZES = (2, 3)
 
 
 def digests(names) -> list[str]:
@@ -32,7 +33,7 @@ def rows(names) -> np.ndarray:
 
 
 def append(store: FeatureFiles, names) -> None:
-    store.append(BACKBONE, digests(names), rows(names))
+    store.append(BACKBONE, digests(names), rows(names), block_sizes=BLOCK_SIZES)
 
 
 def assert_holds(store: FeatureFiles, present, absent=()) -> None:
@@ -71,7 +72,7 @@ def test_asking_for_nothing_and_appending_nothing(tmp_path):
 def test_a_stored_row_stays_as_it_is(tmp_path):
     store = FeatureFiles(tmp_path)
     append(store, [1, 2])
-    store.append(BACKBONE, digests([2, 3, 3]), rows([50, 3, 60]))
+    store.append(BACKBONE, digests([2, 3, 3]), rows([50, 3, 60]), block_sizes=BLOCK_SIZES)
     assert_holds(store, [1, 2, 3])
     assert (tmp_path / BACKBONE / "keys.bin").stat().st_size == 3 * 32
 
@@ -79,7 +80,7 @@ def test_a_stored_row_stays_as_it_is(tmp_path):
 def test_backbones_do_not_mix(tmp_path):
     store = FeatureFiles(tmp_path)
     append(store, [1])
-    store.append("ffff", digests([1]), np.ones((1, 3), np.float16))
+    store.append("ffff", digests([1]), np.ones((1, 3), np.float16), block_sizes=(3,))
     assert store.read("ffff", digests([1]))[0].tolist() == [[1, 1, 1]]
     assert_holds(store, [1])
 
@@ -103,18 +104,26 @@ def test_keys_with_equal_first_bytes_are_told_apart(tmp_path):
     keys = [same + f"{number:048x}" for number in range(6000)]
     values = np.arange(6000 * 2).reshape(-1, 2).astype(np.float16)
     store = FeatureFiles(tmp_path)
-    store.append(BACKBONE, keys, values)
+    store.append(BACKBONE, keys, values, block_sizes=(2,))
     features, found = store.read(BACKBONE, [keys[4321], same + "f" * 48, keys[0]])
     assert found.tolist() == [True, False, True]
     np.testing.assert_array_equal(features, values[[4321, 0]])
 
 
-def test_another_width_is_refused(tmp_path):
+@pytest.mark.parametrize("block_sizes", [(4,), (5,), (3, 2)])
+def test_other_blocks_are_refused(tmp_path, block_sizes):
     store = FeatureFiles(tmp_path)
     append(store, [1])
-    with pytest.raises(ValueError, match=r"gives 5 features an image, got rows of 4"):
-        store.append(BACKBONE, digests([2]), np.ones((1, 4), np.float16))
+    with pytest.raises(ValueError, match="another network must have another digest"):
+        store.append(BACKBONE, digests([2]), np.ones((1, sum(block_sizes)), np.float16), block_sizes=block_sizes)
     assert_holds(store, [1], absent=[2])
+
+
+def test_block_sizes_are_kept(tmp_path):
+    with pytest.raises(NotFound, match="not embedded yet"):
+        FeatureFiles(tmp_path).block_sizes(BACKBONE)
+    append(FeatureFiles(tmp_path), [1])
+    assert FeatureFiles(tmp_path).block_sizes(BACKBONE) == BLOCK_SIZES
 
 
 @pytest.mark.parametrize(
@@ -123,6 +132,7 @@ def test_another_width_is_refused(tmp_path):
         (digests([1]), np.ones((1, 4), np.float32)),
         (digests([1]), np.ones((2, 4), np.float16)),
         (digests([1]), np.ones(4, np.float16)),
+        (digests([1]), np.ones((1, 3), np.float16)),
         (["abc"], np.ones((1, 4), np.float16)),
         (["g" * 64], np.ones((1, 4), np.float16)),
         ([" " * 64], np.ones((1, 4), np.float16)),
@@ -130,7 +140,7 @@ def test_another_width_is_refused(tmp_path):
 )
 def test_malformed_rows_and_digests_are_refused(tmp_path, keys, features):
     with pytest.raises(ValueError, match=r"float16|SHA-256|non-hexadecimal"):
-        FeatureFiles(tmp_path).append(BACKBONE, keys, features)
+        FeatureFiles(tmp_path).append(BACKBONE, keys, features, block_sizes=(4,))
     assert not list(tmp_path.rglob("keys.bin"))
 
 
@@ -142,7 +152,7 @@ def test_a_backbone_digest_cannot_leave_the_folder(tmp_path, name):
 
 def test_another_format_is_refused_with_a_remedy(tmp_path):
     append(FeatureFiles(tmp_path), [1])
-    (tmp_path / BACKBONE / "features.json").write_text('{"format_version": 2, "n_features": 5}')
+    (tmp_path / BACKBONE / "features.json").write_text('{"format_version": 2,  "block_sizes": [2, 3]}')
     with pytest.raises(ConfigurationError, match="delete the folder"):
         FeatureFiles(tmp_path).read(BACKBONE, digests([1]))
 
@@ -234,13 +244,13 @@ def test_a_million_rows(tmp_path, capsys):
         times.append(f"{name} {time.perf_counter() - start:.2f} s")
         return result
 
-    timed("append", lambda: FeatureFiles(tmp_path).append(BACKBONE, keys, features))
+    timed("append", lambda: FeatureFiles(tmp_path).append(BACKBONE, keys, features, block_sizes=(8,)))
     store = FeatureFiles(tmp_path)
     sample = generator.integers(0, n_rows, 256)
     timed("open", lambda: store.read(BACKBONE, keys[:1]))
     scattered, _ = timed("read 256", lambda: store.read(BACKBONE, [keys[index] for index in sample]))
     np.testing.assert_array_equal(scattered, features[sample])
-    timed("append 256", lambda: store.append(BACKBONE, digests(range(256)), features[:256]))
+    timed("append 256", lambda: store.append(BACKBONE, digests(range(256)), features[:256], block_sizes=(8,)))
     everything, found = timed("read all", lambda: store.read(BACKBONE, keys))
     assert found.all()
     np.testing.assert_array_equal(everything, features)
