@@ -200,12 +200,7 @@ def decode_annotation(payload: AnnotationPayload, schema: LabelSchema) -> Annota
     """Return the annotation with the label it gives the whole image; a skipped one gives none, whatever it holds.
 
     Labels that the label config does not have (any more) are kept, so that they count again when they come back.
-
-    Raises:
-        ValueError: the payload says neither to which task it belongs nor when it was written.
     """
-    if payload.task is None or payload.updated_at is None:
-        raise ValueError(f"annotation {payload.id} has no task or no time")
     class_names: tuple[str, ...] = ()
     if not payload.was_cancelled:
         names = (name for region in payload.result for name in _read_region(region, schema))

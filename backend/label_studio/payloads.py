@@ -6,23 +6,16 @@ ignored, and one malformed part does not lose the rest.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import structlog
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
 
 from backend.domain import (
@@ -47,8 +40,24 @@ from backend.label_studio.codecs import (
     decode_annotation,
     decode_task,
     encode_suggestion,
-    is_storable,
     read_label_config,
+)
+from backend.label_studio.fields import (
+    Count,
+    Flag,
+    Id,
+    Items,
+    Lenient,
+    Mapped,
+    Moment,
+    OneOrMany,
+    Payload,
+    Reference,
+    RelatedId,
+    Text,
+    field_names,
+    parse_each,
+    read_json_object,
 )
 
 log = structlog.get_logger()
@@ -59,92 +68,10 @@ UNKNOWN_STAMP = 0
 MAX_ACTION_CHARS = 100
 
 
-# --- fields -------------------------------------------------------------------------------------------------
-
-
-def _to_utc(moment: datetime) -> datetime:
-    try:
-        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("this moment is out of range") from error
-
-
-def _drop_malformed(value: object, handler: ValidatorFunctionWrapHandler) -> object:
-    try:
-        return handler(value)
-    except ValidationError:
-        return None
-
-
-def _check_storable(text: str) -> str:
-    if not is_storable(text):
-        raise ValueError("this text holds characters that cannot be stored")
-    return text
-
-
-def _id_of(value: object) -> object:
-    """Return the id where a related object stands in place of its id."""
-    return value.get("id") if isinstance(value, Mapping) else value
-
-
-T = TypeVar("T")
-Lenient = Annotated[T | None, WrapValidator(_drop_malformed)]
-"""A part without which the rest is still of use: ``None`` when it is malformed."""
-
-Id = Annotated[int, Field(ge=1, lt=2**63)]
-RelatedId = Annotated[Id, BeforeValidator(_id_of)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Text = Annotated[str, AfterValidator(_check_storable)]
-Moment = Annotated[datetime, AfterValidator(_to_utc)]
-Flag = Annotated[bool, BeforeValidator(lambda value: value or False)]
-Mapped = Annotated[dict[str, object], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})]
-Items = Annotated[list[object], BeforeValidator(lambda value: value if isinstance(value, list) else [])]
-OneOrMany = Annotated[list[object], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
-
-
-class _Payload(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
-
-P = TypeVar("P", bound=_Payload)
-
-
-def _parse_each(model: type[P], items: Sequence[object]) -> list[P]:
-    """Return the items that can be understood; the others are skipped with a log line."""
-    parsed = []
-    for item in items:
-        try:
-            parsed.append(model.model_validate(item))
-        except ValidationError as error:
-            log.warning("malformed part skipped", part=model.__name__, fields=_field_names(error))
-    return parsed
-
-
-def _field_names(error: ValidationError) -> str:
-    problems = error.errors(include_input=False, include_url=False, include_context=False)
-    return ", ".join(sorted({".".join(str(step) for step in problem["loc"]) or "whole" for problem in problems}))
-
-
-def read_json_object(body: object) -> dict[str, object]:
-    """Return a request body, bytes or already parsed, as a JSON object.
-
-    Raises:
-        InvalidRequest: it is not one.
-    """
-    if isinstance(body, bytes | bytearray | str):
-        try:
-            body = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"the body is not JSON ({type(error).__name__}): send a JSON object") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body is a JSON {type(body).__name__}: send a JSON object")
-    return body
-
-
 # --- nouns as Label Studio sends them --------------------------------------------------------------------------
 
 
-class ProjectPayload(_Payload):
+class ProjectPayload(Payload):
     """A project in a webhook event or an answer of the API."""
 
     id: Id
@@ -168,7 +95,7 @@ class ProjectPayload(_Payload):
         )
 
 
-class TaskPayload(_Payload):
+class TaskPayload(Payload):
     """A task; ``annotations`` are there in answers of the API only."""
 
     id: Id
@@ -176,7 +103,7 @@ class TaskPayload(_Payload):
     annotations: Items = Field(default_factory=list)
 
 
-class RegionPayload(_Payload):
+class RegionPayload(Payload):
     """One region of an annotation's result."""
 
     from_name: str
@@ -184,22 +111,8 @@ class RegionPayload(_Payload):
     value: Mapped = Field(default_factory=dict)
 
 
-class AnnotationPayload(_Payload):
-    """An annotation; ``task`` and ``completed_by`` are ids, or objects with one."""
-
-    id: Id
-    task: Lenient[RelatedId] = None
-    result: Annotated[list[RegionPayload], BeforeValidator(lambda value: _only_regions(value))] = Field(
-        default_factory=list
-    )
-    was_cancelled: Flag = False
-    ground_truth: Flag = False
-    updated_at: Moment | None = Field(None)
-    completed_by: Lenient[RelatedId] = None
-
-
 def _only_regions(value: object) -> list[RegionPayload]:
-    # Regions of other control tags need neither name nor value: no word about what is skipped.
+    # Regions of other control tags may lack a name or a value: no word about those.
     regions = []
     for item in value if isinstance(value, list) else []:
         try:
@@ -209,7 +122,16 @@ def _only_regions(value: object) -> list[RegionPayload]:
     return regions
 
 
-_identity = TypeAdapter(Annotated[str, Field(pattern=r"^\d{1,18}(\.\d{1,18})?$")])
+class AnnotationPayload(Payload):
+    """An annotation; ``task`` and ``completed_by`` are ids, or objects with one."""
+
+    id: Id
+    task: RelatedId
+    updated_at: Moment
+    result: Annotated[list[RegionPayload], BeforeValidator(_only_regions)] = Field(default_factory=list)
+    was_cancelled: Flag = False
+    ground_truth: Flag = False
+    completed_by: Lenient[RelatedId] = None
 
 
 def parse_identity(value: object) -> ProjectIdentity | None:
@@ -222,14 +144,10 @@ def parse_identity(value: object) -> ProjectIdentity | None:
             return ProjectPayload.model_validate(value).snapshot().identity
         except ValidationError:
             return None
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    try:
-        project, _, stamp = _identity.validate_python(text).partition(".")
-    except ValidationError:
+    parts = re.fullmatch(r"([1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?", str(value))
+    if parts is None:
         return None
-    if int(project) == 0:
-        return None
-    return ProjectIdentity(label_studio_id=int(project), created_stamp=int(stamp or UNKNOWN_STAMP))
+    return ProjectIdentity(label_studio_id=int(parts[1]), created_stamp=int(parts[2] or UNKNOWN_STAMP))
 
 
 def _read_schema(project: ProjectSnapshot) -> LabelSchema | None:
@@ -239,7 +157,7 @@ def _read_schema(project: ProjectSnapshot) -> LabelSchema | None:
 # --- webhook ---------------------------------------------------------------------------------------------------
 
 
-class EventPayload(_Payload):
+class EventPayload(Payload):
     """A webhook event; the keys are singular or plural depending on the action, and lists or not."""
 
     action: Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else "")] = ""
@@ -248,10 +166,6 @@ class EventPayload(_Payload):
     annotations: OneOrMany = Field(default_factory=list)
     task: OneOrMany = Field(default_factory=list)
     tasks: OneOrMany = Field(default_factory=list)
-
-
-class _Reference(_Payload):
-    id: Id
 
 
 def parse_event(body: object) -> Event:
@@ -295,7 +209,7 @@ def _annotations_seen(payload: EventPayload, project: ProjectSnapshot) -> Annota
     annotations = decode_annotations(payload.annotation or payload.annotations, schema)
     if not annotations:
         return None
-    tasks = [decode_task(task, schema) for task in _parse_each(TaskPayload, payload.task or payload.tasks)]
+    tasks = [decode_task(task, schema) for task in parse_each(TaskPayload, payload.task or payload.tasks)]
     return AnnotationsSeen(project=project, tasks=tuple(tasks), annotations=tuple(annotations))
 
 
@@ -303,29 +217,23 @@ def _tasks_seen(payload: EventPayload, project: ProjectSnapshot) -> TasksSeen | 
     schema = _read_schema(project)
     if schema is None:
         return ProjectSeen(project=project) if project.label_config else None
-    tasks = [decode_task(task, schema) for task in _parse_each(TaskPayload, payload.tasks or payload.task)]
+    tasks = [decode_task(task, schema) for task in parse_each(TaskPayload, payload.tasks or payload.task)]
     return TasksSeen(project=project, tasks=tuple(tasks)) if tasks else None
 
 
 def decode_annotations(items: Sequence[object], schema: LabelSchema) -> list[Annotation]:
     """Return the annotations that can be understood; the others are skipped with a log line."""
-    annotations = []
-    for payload in _parse_each(AnnotationPayload, items):
-        if payload.task is None or payload.updated_at is None:
-            log.warning("malformed part skipped", part="AnnotationPayload", fields="task, updated_at")
-            continue
-        annotations.append(decode_annotation(payload, schema))
-    return annotations
+    return [decode_annotation(payload, schema) for payload in parse_each(AnnotationPayload, items)]
 
 
 def _read_ids(items: Sequence[object]) -> tuple[int, ...]:
-    return tuple(reference.id for reference in _parse_each(_Reference, items))
+    return tuple(reference.id for reference in parse_each(Reference, items))
 
 
 # --- setup -----------------------------------------------------------------------------------------------------
 
 
-class SetupRequest(_Payload):
+class SetupRequest(Payload):
     """``POST /setup``; the access token in it is somebody's, so there is no field for it to end up in."""
 
     project: object = None
@@ -366,11 +274,11 @@ def encode_versions(versions: Sequence[str]) -> dict[str, list[str]]:
 # --- predict ---------------------------------------------------------------------------------------------------
 
 
-class _PredictParams(_Payload):
+class _PredictParams(Payload):
     context: Lenient[dict[str, object]] = None
 
 
-class _PredictPayload(_Payload):
+class _PredictPayload(Payload):
     project: object = None
     label_config: Lenient[str] = None
     tasks: list[object]
@@ -414,7 +322,7 @@ def _read_task(item: object, position: int, schema: LabelSchema | None) -> Task:
     try:
         payload = TaskPayload.model_validate(item)
     except ValidationError as error:
-        log.warning("task asked for is malformed", position=position, fields=_field_names(error))
+        log.warning("task asked for is malformed", position=position, fields=field_names(error))
         return Task(id=-1 - position, image_url=None)
     return decode_task(payload, schema) if schema else Task(id=payload.id, image_url=None)
 
@@ -433,7 +341,7 @@ def encode_predict_response(
 # --- calls of older versions of Label Studio ---------------------------------------------------------------------
 
 
-class _TrainPayload(_Payload):
+class _TrainPayload(Payload):
     action: object = None
     project: object = None
 
@@ -453,7 +361,7 @@ def parse_training_request(body: object) -> Event:
     return TrainingRequested(project=ProjectSnapshot(identity=identity))
 
 
-class JobStatusRequest(_Payload):
+class JobStatusRequest(Payload):
     """``POST /job_status``."""
 
     job: Lenient[Id] = None
