@@ -1,0 +1,81 @@
+"""How batches are computed while training: device, precision, and in parts where memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import torch
+
+from model.batches import Batch
+from model.transforms import InputSpec, normalise
+
+log = structlog.get_logger()
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Tell whether the device computes bfloat16 itself; where it is emulated it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
+class Execution:
+    """Runs batches on a device, in bfloat16 where that pays.
+
+    A batch that does not fit in the device's memory is computed in halves, quarters and so on from then on;
+    sums over a batch, gradients among them, stay what they were.
+
+    Args:
+        device: where to compute.
+        spec: what the network wants to see.
+        largest_part: most images to compute at once.
+    """
+
+    def __init__(self, device: torch.device, spec: InputSpec, *, largest_part: int) -> None:
+        self.device = device
+        self.largest_part = largest_part
+        self._spec = spec
+        self._bfloat16 = bfloat16_pays(device)
+
+    def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""
+        images = normalise(batch.pixels, self._spec, self.device)
+        return images, batch.targets.to(self.device, non_blocking=True)
+
+    def precision(self) -> torch.autocast:
+        """Return the context that forward passes belong in."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
+
+    def in_parts(
+        self,
+        n_samples: int,
+        compute: Callable[[slice], torch.Tensor],
+        *,
+        restart: Callable[[], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """Call ``compute`` on consecutive parts of a batch and return what it returned.
+
+        Args:
+            n_samples: size of the batch.
+            compute: given the part as a slice.
+            restart: undoes what ``compute`` has accumulated, before all parts are computed again as smaller ones.
+
+        Raises:
+            torch.OutOfMemoryError: not even a single image fits.
+        """
+        while True:
+            try:
+                return [
+                    compute(slice(start, start + self.largest_part)) for start in range(0, n_samples, self.largest_part)
+                ]
+            except torch.OutOfMemoryError:
+                if self.largest_part == 1:
+                    raise
+                self.largest_part = min(self.largest_part, n_samples) // 2 or 1
+            # outside the handler: the exception's traceback holds on to the tensors that did not fit
+            log.warning("out of device memory, computing smaller parts", largest_part=self.largest_part)
+            torch.cuda.empty_cache()
+            if restart is not None:
+                restart()
