@@ -90,7 +90,7 @@ def _annotation(row: AnyRow) -> Annotation:
     return Annotation(
         id=annotation_id,
         task_id=task_id,
-        class_names=tuple(class_names),
+        class_names=class_names,
         updated_at=updated_at,
         ground_truth=ground_truth,
         annotator_id=annotator_id,
@@ -111,7 +111,7 @@ def _annotation_columns(project_id: int, noun: Annotation) -> dict[str, Any]:
         "project_id": project_id,
         "id": noun.id,
         "task_id": noun.task_id,
-        "class_names": list(noun.class_names),
+        "class_names": noun.class_names,
         "updated_at": noun.updated_at,
         "ground_truth": noun.ground_truth,
         "annotator_id": noun.annotator_id,
@@ -123,7 +123,7 @@ def _tombstone_columns(project_id: int, annotation_id: int, deleted_at: datetime
     return {
         "project_id": project_id,
         "id": annotation_id,
-        "class_names": [],
+        "class_names": (),
         "ground_truth": False,
         "deleted_at": deleted_at,
     }

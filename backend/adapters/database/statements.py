@@ -20,6 +20,7 @@ def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.I
 
 
 def replace(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, all with the same columns; a row whose key is there already takes the place of the old one."""
     if not rows:
         return
     statement = insert(connection, table)
@@ -29,5 +30,6 @@ def replace(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]
 
 
 def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the ids in pieces small enough for one statement."""
     for start in range(0, len(ids), MAX_IDS_PER_STATEMENT):
         yield ids[start : start + MAX_IDS_PER_STATEMENT]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy import (
     JSON,
@@ -45,6 +47,26 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Names(TypeDecorator[tuple[str, ...]]):
+    """A tuple of strings as a JSON array; as text, because PostgreSQL cannot compare its JSON."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Encode always in the same way, so that equal tuples are equal texts."""
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> tuple[str, ...] | None:  # noqa: ARG002
+        """Decode each text once: a hundred thousand annotations share a few labels."""
+        return None if value is None else _decoded_names(value)
+
+
+@lru_cache(maxsize=4096)
+def _decoded_names(encoded: str) -> tuple[str, ...]:
+    return tuple(json.loads(encoded))
+
+
 metadata = MetaData()
 
 project = Table(
@@ -57,7 +79,7 @@ project = Table(
     Column("label_config", JSON, nullable=False),
     Column("backbone_digest", String(64)),
     Column("pushed_version", Text),
-    Column("problems", JSON, nullable=False),
+    Column("problems", Names, nullable=False),
     Column("event_at", UtcDateTime),
     Column("predict_at", UtcDateTime),
     Column("synced_at", UtcDateTime),
@@ -93,7 +115,7 @@ annotation = Table(
     Column("project_id", BigInteger, ForeignKey("project.id", name="annotation_project"), primary_key=True),
     Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("task_id", BigInteger),
-    Column("class_names", JSON, nullable=False),
+    Column("class_names", Names, nullable=False),
     Column("updated_at", UtcDateTime),
     Column("ground_truth", Boolean, nullable=False),
     Column("annotator_id", BigInteger),
@@ -151,7 +173,7 @@ version = Table(
     Column("n_labels", Integer, nullable=False),
     Column("n_validation", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
-    Column("class_names", JSON, nullable=False),
+    Column("class_names", Names, nullable=False),
     Column("backbone_digest", String(64), nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("reason", Text, nullable=False),

@@ -89,7 +89,7 @@ class SqlTaskStore:
             select(annotation.c.task_id).where(
                 annotation.c.project_id == project_id,
                 annotation.c.deleted_at.is_(None),
-                func.json_array_length(annotation.c.class_names) > 0,
+                annotation.c.class_names != (),
             )
         )
         statement = (
