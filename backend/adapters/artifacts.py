@@ -52,7 +52,8 @@ class LocalArtifacts:
         target = self._path(key)
         if not _is_published(folder):
             raise ValueError(f"{folder} has no file in it: an artifact needs one at its top")
-        if any(_is_published(parent) for parent in target.parents if parent.is_relative_to(self._root)):
+        parents = [parent for parent in target.parents if parent.is_relative_to(self._root)]
+        if any(_is_published(parent) for parent in parents[:-1]):
             raise ValueError(f"{key!r} lies within a key that is published already: choose another")
         if self.keys(key) not in ([], [key]):
             raise ValueError(f"{key!r} is the beginning of keys that are published already: choose another")
@@ -69,10 +70,8 @@ class LocalArtifacts:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             log.info("artifact exists already", key=key)
-        for parent in target.parents:
+        for parent in parents:
             sync_path(parent)
-            if parent == self._root:
-                break
 
     def fetch(self, key: str) -> Path:
         """Return a local folder with the content; read only.
@@ -91,10 +90,10 @@ class LocalArtifacts:
         A prefix ends where a part of the key ends: ``versions/p5`` is none of ``versions/p51/…``.
         """
         found = []
-        pending = [self._path(prefix.rstrip("/"))] if prefix.rstrip("/") else [self._root]
+        pending = [self._path(prefix.rstrip("/")) if prefix else self._root]
         while pending:
             folder = pending.pop()
-            if _is_published(folder):
+            if folder != self._root and _is_published(folder):
                 found.append(folder.relative_to(self._root).as_posix())
             elif folder.is_dir():
                 pending.extend(child for child in folder.iterdir() if child != self._scratch)
@@ -159,10 +158,10 @@ class LocalArtifacts:
 
 
 def _is_published(folder: Path) -> bool:
-    """Tell an artifact from a folder of artifacts: only the former holds files."""
+    """Tell an artifact from a folder of artifacts: only the former holds files, but for what file browsers hide."""
     try:
         with os.scandir(folder) as entries:
-            return any(entry.is_file() for entry in entries)
+            return any(entry.is_file() and not entry.name.startswith(".") for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return False
 

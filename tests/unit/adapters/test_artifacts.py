@@ -85,6 +85,14 @@ def test_keys_below_a_prefix(artifacts):
     assert artifacts.keys("backbones/0b") == []
 
 
+def test_stray_files_are_no_artifacts(artifacts, tmp_path):
+    publish(artifacts, KEY)
+    for stray in ("notes.txt", ".DS_Store", "versions/.DS_Store"):
+        (tmp_path / "artifacts" / stray).write_text("stray")
+    publish(artifacts, "versions/p6/a")
+    assert artifacts.keys("") == [KEY, "versions/p6/a"]
+
+
 def test_delete_removes_one_key_and_may_be_repeated(artifacts, tmp_path):
     publish(artifacts, KEY)
     publish(artifacts, "versions/p5/other")
