@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.durable import exclusive_lock
-from backend.adapters.embedders import EmbedReply, EmbedRequest, ReplyHeader, socket_path
+from backend.adapters.embedders import EmbedReply, EmbedRequest, ReplyHeader
 from backend.errors import NotFound
 from backend.logs import configure_logs
-from backend.processes import exit_with_parent, runtime_folder
+from backend.processes import embedder_address, exit_with_parent, runtime_folder
 from backend.settings import Settings, load_settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
 from model.features import Embedded, Engine, choose_device
@@ -183,11 +183,10 @@ def main() -> None:
     configure_logs(settings.log_level)
     exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    folder = runtime_folder(settings.model_dir)
-    with exclusive_lock(folder / "embedder.lock"):
+    with exclusive_lock(runtime_folder(settings.model_dir) / "embedder.lock"):
         server = EmbeddingServer(settings, LocalArtifacts(Path(settings.resolved_artifacts_url)))
         log.info("embedder ready", backbone=settings.backbone, digest=server.base_digest[:8], note=server.note)
-        server.serve(socket_path(folder))
+        server.serve(embedder_address(settings.model_dir))
 
 
 if __name__ == "__main__":

@@ -115,9 +115,7 @@ class TaskStore(Protocol):
 class AnnotationStore(Protocol):
     """Replica of the annotations of each project, keyed by annotation id; the newest ``updated_at`` wins."""
 
-    def upsert(
-        self, project_id: int, annotations: Sequence[Annotation], *, read_at: datetime | None = None
-    ) -> int:
+    def upsert(self, project_id: int, annotations: Sequence[Annotation], *, read_at: datetime | None = None) -> int:
         """Store annotations and return how many changed something.
 
         An annotation older than the stored one is ignored, and so is one that was deleted and not changed since;

@@ -29,6 +29,11 @@ def runtime_folder(model_dir: Path) -> Path:
     return folder
 
 
+def embedder_address(model_dir: Path) -> Path:
+    """Return the Unix socket of the embedding process."""
+    return runtime_folder(model_dir) / "embedder.sock"
+
+
 def exit_with_parent() -> None:
     """End this process soon after its parent has ended, however that happened."""
     parent = os.getppid()

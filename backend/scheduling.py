@@ -30,7 +30,7 @@ class Scheduler:
         return stores.jobs.enqueue(project_id, kind, now, now)
 
     def push(self, stores: Stores, project_id: int) -> Job:
-        """Queue a push that starts after a rest in proportion to the last one, so that Label Studio is never swamped."""
+        """Queue a push that rests first, in proportion to the last one, so that Label Studio is never swamped."""
         now = self._clock.now()
         run_after = now
         for job in stores.jobs.all(project_id):

@@ -17,11 +17,6 @@ from backend.errors import EmbedderUnavailable
 from backend.ports import Embedding
 
 
-def socket_path(folder: Path) -> Path:
-    """Return where the embedding process listens, given the runtime folder."""
-    return folder / "embedder.sock"
-
-
 class EmbedRequest(BaseModel):
     """Embed these files; without paths, only say which backbone you run."""
 

@@ -68,8 +68,7 @@ class Embedding:
         self._use_backbone(project_id, digest)
         done = failed = 0
         for tasks in self._pages(project_id, digest):
-            rows = self._embed(project_id, tasks, digest, timeout_s=self._image_timeout_s, urgent=False)
-            n_embedded = sum(row is not None for _, row in rows)
+            n_embedded = self._embed_page(project_id, tasks, digest)
             done += n_embedded
             failed += len(tasks) - n_embedded
             with self._database.transaction() as stores:
@@ -115,6 +114,17 @@ class Embedding:
             for index, (task, row) in zip(some, rows, strict=True):
                 answers[index] = task.image_problem or "its image has no features" if row is None else row
         return answers
+
+    def _embed_page(self, project_id: int, tasks: Sequence[Task], digest: str) -> int:
+        """Embed the images of tasks, but those only once that another task shows too; return how many have features."""
+        found = self._look_up(digest, [task.image_digest for task in tasks])
+        known = [replace(task, backbone_digest=digest) for task in tasks if task.image_digest in found]
+        with self._database.transaction() as stores:
+            for task in known:
+                stores.tasks.record_image(project_id, task)
+        unknown = [task for task in tasks if task.image_digest not in found]
+        rows = self._embed(project_id, unknown, digest, timeout_s=self._image_timeout_s, urgent=False)
+        return len(known) + sum(row is not None for _, row in rows)
 
     def _embed(
         self, project_id: int, tasks: Sequence[Task], digest: str, *, timeout_s: float, urgent: bool
@@ -207,4 +217,3 @@ class Embedding:
         rows, found = self._features.read(digest, wanted)
         present = [image_digest for image_digest, here in zip(wanted, found, strict=True) if here]
         return dict(zip(present, rows, strict=True))
-

@@ -10,6 +10,7 @@ from backend.domain import (
     AnnotationsDeleted,
     AnnotationsSeen,
     Event,
+    Job,
     JobKind,
     Project,
     ProjectSeen,
@@ -41,20 +42,21 @@ class Ingestion:
             active = stores.versions.active(project.id)
         return active.name if active else untrained_name(project.id)
 
-    def handle(self, event: Event) -> Project | None:
-        """Store an event durably; return the project it was about, if it says.
+    def handle(self, event: Event) -> Job | None:
+        """Store an event durably; return the job that was queued for it, where somebody asked for a training.
 
         When this returns, the event is in the database: a crash any moment later loses nothing.
         """
+        project_id = job = None
         with self._database.transaction() as stores:
             if event.project is None:
                 self._suspect_all(stores)
-                project = None
             else:
                 project = self.observe(stores, event.project, is_event=True)
-                self._store(stores, project, event)
-        log.info("event stored", event_type=type(event).__name__, project=project.id if project else None)
-        return project
+                project_id = project.id
+                job = self._store(stores, project, event)
+        log.info("event stored", event_type=type(event).__name__, project=project_id, job=job.id if job else None)
+        return job
 
     def observe(self, stores: Stores, snapshot: ProjectSnapshot, *, is_event: bool = False) -> Project:
         """Store what a message says about its project; a new project or label config is reconciled."""
@@ -78,27 +80,30 @@ class Ingestion:
             self._scheduler.soon(stores, project.id, JobKind.HEAD)
         return project
 
-    def _store(self, stores: Stores, project: Project, event: Event) -> None:
+    def _store(self, stores: Stores, project: Project, event: Event) -> Job | None:
         match event:
+            case TasksSeen(tasks=tasks):
+                self._follow_up(stores, project, JobKind.EMBED, stores.tasks.upsert(project.id, tasks))
+            case AnnotationsSeen(tasks=tasks, annotations=annotations):
+                self._follow_up(stores, project, JobKind.EMBED, stores.tasks.upsert(project.id, tasks))
+                self._follow_up(stores, project, JobKind.HEAD, stores.annotations.upsert(project.id, annotations))
+            case AnnotationsDeleted(annotation_ids=ids):
+                n_deleted = stores.annotations.delete(project.id, ids, self._clock.now())
+                self._follow_up(stores, project, JobKind.HEAD, n_deleted)
+            case TasksDeleted(task_ids=ids):
+                self._follow_up(stores, project, JobKind.HEAD, stores.tasks.delete(project.id, ids))
+            case TrainingRequested():
+                self._scheduler.soon(stores, project.id, JobKind.SYNC)
+                return self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            case UnclearEvent():
+                self._scheduler.soon(stores, project.id, JobKind.SYNC)
             case ProjectSeen():
                 pass
-            case TasksSeen(tasks=tasks):
-                if stores.tasks.upsert(project.id, tasks):
-                    self._scheduler.soon(stores, project.id, JobKind.EMBED)
-            case AnnotationsSeen(tasks=tasks, annotations=annotations):
-                if stores.tasks.upsert(project.id, tasks):
-                    self._scheduler.now(stores, project.id, JobKind.EMBED)
-                if stores.annotations.upsert(project.id, annotations):
-                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
-            case AnnotationsDeleted(annotation_ids=ids):
-                if stores.annotations.delete(project.id, ids, self._clock.now()):
-                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
-            case TasksDeleted(task_ids=ids):
-                if stores.tasks.delete(project.id, ids):
-                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
-            case TrainingRequested() | UnclearEvent():
-                self._scheduler.soon(stores, project.id, JobKind.SYNC)
-                self._scheduler.soon(stores, project.id, JobKind.HEAD)
+        return None
+
+    def _follow_up(self, stores: Stores, project: Project, kind: JobKind, n_changes: int) -> None:
+        if n_changes:
+            self._scheduler.soon(stores, project.id, kind)
 
     def _suspect_all(self, stores: Stores) -> None:
         for project in stores.projects.all():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,10 +23,11 @@ from backend.domain import (
     Suggestion,
     Task,
 )
-from backend.errors import EmbedderUnavailable, ImageUnavailable
-from backend.ports import ArtifactStore, Clock, Database
+from backend.errors import Conflict, EmbedderUnavailable, ImageUnavailable
+from backend.ports import ArtifactStore, Clock, Database, Embedder
 from backend.scheduling import Scheduler
-from model.inference import Predictor, load_predictor
+from model.checkpoint import load_predictor
+from model.inference import Predictor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 N_LOADED_VERSIONS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One result per task asked for, in order, and the schema they are written in."""
+
+    schema: LabelSchema | None
+    results: tuple[Suggestion | NoSuggestion, ...]
 
 
 class FeatureSource(Protocol):
@@ -66,19 +76,53 @@ class Prediction:
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> list[Suggestion | NoSuggestion]:
+    def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
         """Return one suggestion, or the reason for none, per task and in the same order."""
         deadline_s = time.monotonic() + self._timeout_s
         project, active = self._note_request(snapshot, tasks)
-        schema = snapshot.label_config.schema if snapshot.label_config else project.schema
-        problem = self._problem(project, snapshot, schema, active)
-        if problem or not active or not schema:
-            return self._explained(project, [NoSuggestion(task_id=task.id, reason=problem or "") for task in tasks])
-        try:
-            rows = self._features.features_of(project, tasks, active.backbone_digest, deadline_s)
-        except (EmbedderUnavailable, ImageUnavailable) as error:
-            return self._explained(project, [NoSuggestion(task_id=task.id, reason=str(error)) for task in tasks])
-        return self._explained(project, self.suggest(active, schema, tasks, rows))
+        results = self._results(project, active, tasks, deadline_s)
+        refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
+        for reason, n_tasks in refused.items():
+            log.info("no suggestion", project=project.id, n_tasks=n_tasks, reason=reason)
+        return Answer(schema=project.schema, results=tuple(results))
+
+    def _results(
+        self, project: Project, active: ModelVersion | None, tasks: Sequence[Task], deadline_s: float
+    ) -> list[Suggestion | NoSuggestion]:
+        problem = None
+        if project.schema is None:
+            problem = project.label_config.problem or "the project's label config is not known yet"
+        elif active is None:
+            problem = "there is no version yet: label some more images"
+        elif not set(project.schema.class_names) & set(active.class_names):
+            problem = f"{active.name} knows none of the classes in the label config: label some images with them"
+        if problem is None and project.schema and active:
+            try:
+                rows = self._features.features_of(project, tasks, active.backbone_digest, deadline_s)
+                return self.suggest(active, project.schema, tasks, rows)
+            except (EmbedderUnavailable, ImageUnavailable) as error:
+                problem = str(error)
+        return [NoSuggestion(task_id=task.id, reason=problem or "") for task in tasks]
+
+    def predict_files(
+        self, project_id: int, paths: Sequence[Path], embedder: Embedder
+    ) -> list[Suggestion | NoSuggestion]:
+        """Return a suggestion, or the reason for none, for each image file.
+
+        Raises:
+            NotFound: there is no such project.
+            Conflict: it has no version yet.
+        """
+        with self._database.snapshot() as stores:
+            project = stores.projects.get(project_id)
+            active = stores.versions.active(project_id)
+        if active is None or project.schema is None:
+            raise Conflict(f"project {project_id} has no version yet: label some more images")
+        embedded = embedder.embed([path.absolute() for path in paths], backbone_digest=active.backbone_digest)
+        features = iter(embedded.features)
+        rows = [embedded.problems.get(index) or next(features) for index in range(len(paths))]
+        tasks = [Task(id=index, image_url=None) for index in range(len(paths))]
+        return self.suggest(active, project.schema, tasks, rows)
 
     def suggest(
         self,
@@ -127,24 +171,3 @@ class Prediction:
             if stores.tasks.upsert(project.id, [task for task in tasks if task.image_url]):
                 self._scheduler.soon(stores, project.id, JobKind.EMBED)
             return changed, stores.versions.active(project.id)
-
-    def _problem(
-        self, project: Project, snapshot: ProjectSnapshot, schema: LabelSchema | None, active: ModelVersion | None
-    ) -> str | None:
-        if schema is None:
-            label_config = snapshot.label_config or project.label_config
-            return label_config.problem or "the project's label config is not known yet"
-        if active is None:
-            return "there is no version yet: label some more images"
-        if not set(schema.class_names) & set(active.class_names):
-            return f"{active.name} knows none of the classes in the label config: label some images with them"
-        return None
-
-    def _explained(
-        self, project: Project, results: list[Suggestion | NoSuggestion]
-    ) -> list[Suggestion | NoSuggestion]:
-        refused = [result for result in results if isinstance(result, NoSuggestion)]
-        for reason in sorted({result.reason for result in refused}):
-            tasks = [result.task_id for result in refused if result.reason == reason]
-            log.info("no suggestion", project=project.id, tasks=tasks[:10], n_tasks=len(tasks), reason=reason)
-        return results

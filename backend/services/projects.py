@@ -88,7 +88,9 @@ class Projects:
         with self._database.transaction() as stores:
             project = stores.projects.get(project_id)
             if project.schema is None:
-                raise Conflict(project.label_config.problem or "the label config is not known yet: open the project once")
+                raise Conflict(
+                    project.label_config.problem or "the label config is not known yet: open the project once"
+                )
             return stores.jobs.enqueue(project_id, JobKind(kind.value), self._clock.now(), self._clock.now())
 
     def sync(self, project_id: int) -> Job:

@@ -80,9 +80,11 @@ class Reconciliation:
             synced = replace(stores.projects.get(project_id), synced_at=self._clock.now())
             stores.projects.save(synced)
             forgiven = stores.tasks.forgive_problems(project_id)
-            if changes or forgiven or stores.tasks.count_embedded(
-                project_id, project.backbone_digest
-            ) < stores.tasks.count(project_id):
+            if (
+                changes
+                or forgiven
+                or stores.tasks.count_embedded(project_id, project.backbone_digest) < stores.tasks.count(project_id)
+            ):
                 self._scheduler.now(stores, project_id, JobKind.EMBED)
             if changes:
                 self._scheduler.now(stores, project_id, JobKind.HEAD)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
 
 from backend.domain import (
-    Comparison,
     JobKind,
     LabelCounts,
     LabelledImage,
@@ -22,19 +20,20 @@ from backend.domain import (
     ModelVersion,
     Progress,
     Project,
+    PromotionDecision,
     TrainingPolicy,
     VersionKind,
     VersionStatus,
     agreed_labels,
     decide_promotion,
+    finetune_labels,
     version_name,
 )
 from backend.errors import NotFound, TrainingImpossible
 from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportProgress, Stores
+from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, targets_of, version_key
 from backend.scheduling import Scheduler
-from model.checkpoint import CorruptCheckpoint, load_learned, load_out_of_fold, save_checkpoint
-from model.evaluation import compare
-from model.inference import load_predictor
+from model.checkpoint import CorruptCheckpoint, load_learned, save_checkpoint
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
 
 if TYPE_CHECKING:
@@ -49,25 +48,24 @@ HELD_OUT_FOLD = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """Everything known of a project at one moment; ``pool`` are digests of images without a label."""
+    """What there is to learn from at one moment; ``pool`` are digests of images without a label."""
 
     project: Project
     schema: LabelSchema
-    active: ModelVersion | None
     versions: tuple[ModelVersion, ...]
     labelled: tuple[LabelledImage, ...]
     pool: tuple[str, ...]
     counts: LabelCounts
 
+    @property
+    def active(self) -> ModelVersion | None:
+        """The active version, if any."""
+        return next((version for version in self.versions if version.status is VersionStatus.ACTIVE), None)
+
     def fingerprint(self, backbone_digest: str) -> str:
-        """Identify what a head would learn from: labels, classes, features, and the pool's order of magnitude."""
-        content = [
-            backbone_digest,
-            self.schema.class_names,
-            self.schema.multiple,
-            [(image.task_id, image.image_digest, image.class_names) for image in self.labelled],
-            len(self.pool).bit_length(),
-        ]
+        """Identify what a head would learn from: labels, classes, features, and how large the pool is, roughly."""
+        labels = [(image.task_id, image.image_digest, image.class_names) for image in self.labelled]
+        content = (backbone_digest, self.schema.class_names, self.schema.multiple, labels, len(self.pool).bit_length())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -91,7 +89,7 @@ class Training:
         self._policy = policy
 
     def fit_head(self, project_id: int, report: ReportProgress) -> str:
-        """Fit a head on stored features and promote it if it deserves that; return the outcome in words.
+        """Fit a head on stored features, promote it if it deserves that, and return the outcome in words.
 
         Raises:
             TrainingImpossible: too few labels, classes or features.
@@ -100,14 +98,15 @@ class Training:
         digest = training_set.project.backbone_digest
         if digest is None:
             raise TrainingImpossible("no image is embedded yet")
+        training_set = self.with_features(training_set, digest)
         fingerprint = training_set.fingerprint(digest)
-        if any(version.fingerprint == fingerprint for version in training_set.versions):
-            return "nothing new to learn since the last version"
+        if training_set.active and training_set.active.fingerprint == fingerprint:
+            return f"nothing new to learn since {training_set.active.name}"
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))
         candidate = self.save(training_set, learned, digest, VersionKind.HEAD)
-        return self.promote_or_reject(training_set, candidate, learned)
+        return self.conclude(training_set, candidate, self.judge(training_set, candidate, learned))
 
     def training_set(self, project_id: int) -> TrainingSet:
         """Return what there is to learn from.
@@ -119,44 +118,55 @@ class Training:
             project = stores.projects.get(project_id)
             if project.schema is None:
                 raise TrainingImpossible(project.label_config.problem or "the label config is not known yet")
-            tasks = [task for task in stores.tasks.all(project_id) if task.image_digest]
+            tasks = stores.tasks.all(project_id)
             labels = agreed_labels(stores.annotations.all(project_id), project.schema)
             versions = tuple(stores.versions.all(project_id))
+        images = {task.id: task.image_digest for task in tasks if task.image_digest}
         labelled = tuple(
-            LabelledImage(task_id=task.id, image_digest=task.image_digest or "", class_names=labels[task.id])
-            for task in tasks
-            if task.id in labels
+            LabelledImage(task_id=task_id, image_digest=images[task_id], class_names=label)
+            for task_id, label in labels.items()
+            if task_id in images
         )
         known = {image.image_digest for image in labelled}
-        pool = tuple(sorted({task.image_digest or "" for task in tasks} - known))[:MAX_POOL_IMAGES]
-        training_set = TrainingSet(
-            project=project,
-            schema=project.schema,
-            active=next((version for version in versions if version.status is VersionStatus.ACTIVE), None),
-            versions=versions,
-            labelled=labelled,
-            pool=pool,
-            counts=label_counts(labels, len(labelled), versions),
+        counts = LabelCounts(
+            n_labels=len(labels),
+            n_classes=len({name for label in labels.values() for name in label}),
+            n_embedded_labels=len(labelled),
+            n_finetune_labels=finetune_labels(versions),
         )
-        decision = self._policy.decide(training_set.counts, training_set.schema)
+        decision = self._policy.decide(counts, project.schema)
         if decision.next is None:
             raise TrainingImpossible(decision.reason)
-        return training_set
+        return TrainingSet(
+            project=project,
+            schema=project.schema,
+            versions=versions,
+            labelled=labelled,
+            pool=tuple(sorted(set(images.values()) - known))[:MAX_POOL_IMAGES],
+            counts=counts,
+        )
+
+    def with_features(self, training_set: TrainingSet, digest: str) -> TrainingSet:
+        """Return the part of a training set whose images have features of a backbone."""
+        digests = [image.image_digest for image in training_set.labelled]
+        _, found = self._features.read(digest, digests)
+        labelled = tuple(image for image, here in zip(training_set.labelled, found, strict=True) if here)
+        return replace(training_set, labelled=labelled)
 
     def learn_head(self, training_set: TrainingSet, digest: str) -> Learned:
-        """Learn a head on the features of one backbone.
+        """Learn a head on the features of one backbone; every labelled image must have them.
 
         Raises:
-            TrainingImpossible: too few of the labelled images have features.
+            TrainingImpossible: too few labelled images.
         """
-        rows, found = self._features.read(digest, [image.image_digest for image in training_set.labelled])
-        labelled = [image for image, here in zip(training_set.labelled, found, strict=True) if here]
+        digests = tuple(image.image_digest for image in training_set.labelled)
+        rows, _ = self._features.read(digest, digests)
         pool, _ = self._features.read(digest, training_set.pool)
         examples = Examples(
             features=rows,
-            targets=targets_of(labelled, training_set.schema),
-            digests=tuple(image.image_digest for image in labelled),
-            judged=self._judged(labelled, digest),
+            targets=targets_of(training_set.labelled, training_set.schema),
+            digests=digests,
+            judged=self._judged(digests, digest),
         )
         try:
             return learn(
@@ -164,23 +174,23 @@ class Training:
                 training_set.schema.class_names,
                 multiple=training_set.schema.multiple,
                 block_sizes=self._features.block_sizes(digest),
-                pool=pool,
+                pool=pool if len(pool) else None,
                 previous=self._previous(training_set, digest),
             )
         except TooFewLabels as error:
-            raise TrainingImpossible(f"{error} ({len(labelled)} labelled images are embedded)") from error
+            raise TrainingImpossible(f"{error} ({len(digests)} labelled images are embedded)") from error
 
     def save(self, training_set: TrainingSet, learned: Learned, digest: str, kind: VersionKind) -> ModelVersion:
         """Store what was learned as a candidate version."""
         project_id = training_set.project.id
         with self._artifacts.scratch() as folder:
-            snapshot = [[image.task_id, image.image_digest, list(image.class_names)] for image in training_set.labelled]
-            (folder / "labels.json").write_text(json.dumps(snapshot))
+            TrainedLabels(labelled=training_set.labelled).write(folder)
             checkpoint_digest = save_checkpoint(folder, learned, backbone_digest=digest)
             with self._database.transaction() as stores:
                 number = stores.versions.next_number(project_id)
             name = version_name(project_id, number, checkpoint_digest)
             self._artifacts.publish(version_key(project_id, name), folder)
+        report = learned.calibrated
         candidate = ModelVersion(
             project_id=project_id,
             number=number,
@@ -189,8 +199,16 @@ class Training:
             status=VersionStatus.CANDIDATE,
             created_at=self._clock.now(),
             n_labels=len(training_set.labelled),
-            n_validation=learned.calibrated.n,
-            metrics=metrics_of(learned),
+            n_validation=report.n,
+            metrics=Metrics(
+                accuracy=report.accuracy,
+                macro_precision=report.macro_precision,
+                macro_recall=report.macro_recall,
+                macro_f1=report.macro_f1,
+                log_loss=report.log_loss,
+                brier=report.brier,
+                ece=report.ece,
+            ),
             class_names=training_set.schema.class_names,
             backbone_digest=digest,
             fingerprint=training_set.fingerprint(digest),
@@ -199,18 +217,25 @@ class Training:
             stores.versions.add(candidate)
         return candidate
 
-    def promote_or_reject(self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned) -> str:
-        """Compare a candidate with the active version on the same images and decide."""
-        active = training_set.active
-        comparison = self._compare(training_set, active, learned) if active else None
-        n_withdrawn = self._count_withdrawn(training_set, active) if active else 0
-        decision = decide_promotion(candidate, active, comparison, n_withdrawn=n_withdrawn)
+    def judge(self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned) -> PromotionDecision:
+        """Decide whether a candidate deserves to be active, by comparing it with the active version."""
+        active = self._load_active(training_set)
+        if active is None:
+            return decide_promotion(candidate, None, None, n_withdrawn=0)
+        comparison = None
+        if set(training_set.schema.class_names) <= set(active.version.class_names):
+            comparison = active.compare(learned.out_of_fold, training_set.labelled, training_set.schema)
+        n_withdrawn = active.labels.count_withdrawn(training_set.labelled)
+        return decide_promotion(candidate, active.version, comparison, n_withdrawn=n_withdrawn)
+
+    def conclude(self, training_set: TrainingSet, candidate: ModelVersion, decision: PromotionDecision) -> str:
+        """Promote or reject a candidate, and return the outcome in words."""
         with self._database.transaction() as stores:
             if decision.promote:
-                self._activate(stores, candidate, decision.reason)
+                self.activate(stores, candidate, decision.reason)
             else:
                 stores.versions.reject(candidate.project_id, candidate.name, decision.reason)
-            if self._policy.finetune_is_due(training_set.counts):
+            if candidate.kind is VersionKind.HEAD and self._policy.finetune_is_due(training_set.counts):
                 self._scheduler.soon(stores, candidate.project_id, JobKind.FINETUNE)
         outcome = "promoted" if decision.promote else "rejected"
         log.info(f"version {outcome}", project=candidate.project_id, version=candidate.name, reason=decision.reason)
@@ -222,25 +247,27 @@ class Training:
         Raises:
             NotFound: the project has no such version, or its weights are gone.
         """
-        self._artifacts.fetch(version_key(project_id, name))
         with self._database.transaction() as stores:
-            version = self._activate(stores, stores.versions.get(project_id, name), "rolled back by hand")
-            self._scheduler.soon(stores, project_id, JobKind.EMBED)
+            version = stores.versions.get(project_id, name)
+            self._artifacts.fetch(version_key(project_id, name))
+            version = self.activate(stores, version, "rolled back by hand")
         log.info("rolled back", project=project_id, version=name)
         return version
 
-    def _activate(self, stores: Stores, version: ModelVersion, reason: str) -> ModelVersion:
+    def activate(self, stores: Stores, version: ModelVersion, reason: str) -> ModelVersion:
+        """Make a version the active one, move the project to its backbone, and have its suggestions pushed."""
         project = stores.projects.get(version.project_id)
         if project.backbone_digest != version.backbone_digest:
             stores.projects.save(replace(project, backbone_digest=version.backbone_digest))
+            self._scheduler.now(stores, version.project_id, JobKind.EMBED)
         self._scheduler.push(stores, version.project_id)
         return stores.versions.activate(version.project_id, version.name, reason)
 
-    def _judged(self, labelled: Sequence[LabelledImage], digest: str) -> NDArray[np.bool_]:
+    def _judged(self, digests: Sequence[str], backbone_digest: str) -> NDArray[np.bool_]:
         """Tell which images may judge: all of them, unless the backbone was fine-tuned on some."""
-        if not self._artifacts.keys(f"backbones/{digest}"):
-            return np.ones(len(labelled), dtype=bool)
-        return np.array([fold_of(image.image_digest) == HELD_OUT_FOLD for image in labelled], dtype=bool)
+        if not self._artifacts.keys(backbone_key(backbone_digest)):
+            return np.ones(len(digests), dtype=bool)
+        return np.array([fold_of(digest) == HELD_OUT_FOLD for digest in digests], dtype=bool)
 
     def _previous(self, training_set: TrainingSet, digest: str) -> Learned | None:
         active = training_set.active
@@ -252,37 +279,12 @@ class Training:
             log.warning("cold start", project=active.project_id, version=active.name, reason=str(error))
             return None
 
-    def _compare(self, training_set: TrainingSet, active: ModelVersion, learned: Learned) -> Comparison | None:
-        """Compare on the candidate's judged images, leaving out those that the active version was trained on.
-
-        For an image in the active version's training set its out-of-fold prediction stands in, where there is one.
-        """
+    def _load_active(self, training_set: TrainingSet) -> ActiveVersion | None:
+        """Return the active version; one that cannot be read any more is as good as none."""
+        if training_set.active is None:
+            return None
         try:
-            folder = self._artifacts.fetch(version_key(active.project_id, active.name))
-            remembered = load_out_of_fold(folder)
-            predictor = load_predictor(folder)
+            return ActiveVersion(training_set.active, self._artifacts, self._features)
         except (CorruptCheckpoint, NotFound) as error:
-            log.error("active version unreadable", project=active.project_id, version=active.name, reason=str(error))
+            log.error("active version unreadable", version=training_set.active.name, reason=str(error))
             return None
-        judged = learned.out_of_fold
-        trained_on = {digest for _, digest, _ in read_labels(folder)}
-        out_of_fold = dict(zip(remembered.digests, remembered.probabilities, strict=True))
-        unseen = [digest for digest in judged.digests if digest not in trained_on]
-        rows, found = self._features.read(active.backbone_digest, unseen)
-        known = [digest for digest, here in zip(unseen, found, strict=True) if here]
-        fresh = dict(zip(known, predictor.predict_proba(rows), strict=True)) if known else {}
-        probabilities = [fresh.get(digest, out_of_fold.get(digest)) for digest in judged.digests]
-        here = [index for index, row in enumerate(probabilities) if row is not None]
-        if not here:
-            return None
-        labels = {image.image_digest: image for image in training_set.labelled}
-        targets = targets_of([labels[judged.digests[index]] for index in here], training_set.schema)
-        columns = [active.class_names.index(name) for name in training_set.schema.class_names]
-        active_rows = np.stack([probabilities[index] for index in here])[:, columns]
-        result = compare(judged.probabilities[here], active_rows, targets, training_set.schema.multiple)
-        return Comparison(
-            n_images=result.n_images,
-            log_loss_difference=result.log_loss_difference,
-            standard_error=result.standard_error,
-            accuracy_difference=result.accuracy_difference,
-        )

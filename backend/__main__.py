@@ -1,0 +1,5 @@
+"""``python -m backend`` is the command ``tandem``."""
+
+from backend.cli import main
+
+main()

@@ -1,0 +1,258 @@
+"""The composition root: the only place that decides which adapter stands behind which port."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.adapters.artifacts import LocalArtifacts
+from backend.adapters.database import SqlDatabase
+from backend.adapters.durable import write_whole
+from backend.adapters.embedders import EmbedderClient
+from backend.adapters.executors import ProcessExecutor, ThreadExecutor
+from backend.adapters.features import FeatureFiles
+from backend.adapters.image_cache import ImageCache
+from backend.adapters.images import ImageFetcher
+from backend.domain import JobKind, TrainingPolicy
+from backend.errors import ConfigurationError
+from backend.label_studio.client import LabelStudioClient
+from backend.ports import Database, LabelStudioGateway, ReportProgress
+from backend.processes import embedder_address
+from backend.scheduling import Scheduler
+from backend.services.embedding import Embedding
+from backend.services.ingestion import Ingestion
+from backend.services.prediction import Prediction
+from backend.services.projects import Projects
+from backend.services.pushing import Pushing
+from backend.services.reconciliation import Reconciliation
+from backend.settings import Settings
+from backend.worker import Lane, Worker
+
+if TYPE_CHECKING:
+    from backend.services.finetuning import FineTuning
+    from backend.services.training import Training
+
+EMBEDDER_START_S = 60.0
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """Return the present moment."""
+        return datetime.now(UTC)
+
+
+class Container:
+    """Everything wired together, each part made when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.policy = TrainingPolicy(
+            min_labels=settings.train_min_labels,
+            finetune_min_labels=settings.finetune_min_labels,
+            quiet_s=settings.train_quiet_s,
+            max_wait_s=settings.train_max_wait_s,
+        )
+        self.scheduler = Scheduler(self.clock, self.policy)
+
+    @cached_property
+    def database(self) -> Database:
+        """The state, migrated to the present schema."""
+        make_writable(self.settings.model_dir)
+        database = SqlDatabase(self.settings.resolved_database_url)
+        database.migrate()
+        return database
+
+    @cached_property
+    def webhook_secret(self) -> str | None:
+        """What webhooks must carry: as set; else, when Basic auth is on, one of our own that outlives a restart."""
+        if self.settings.webhook_secret:
+            return self.settings.webhook_secret.get_secret_value()
+        if not self.settings.basic_auth_user:
+            return None
+        path = self.settings.model_dir / "webhook_secret"
+        make_writable(self.settings.model_dir)
+        if not path.exists():
+            write_whole(path, secrets.token_urlsafe(32).encode())
+            path.chmod(0o600)
+        return path.read_text()
+
+    @cached_property
+    def client(self) -> LabelStudioClient | None:
+        """Label Studio's API, if the settings say where it is and who we are."""
+        if not (self.settings.label_studio_url and self.settings.label_studio_api_key):
+            return None
+        return LabelStudioClient(
+            self.settings.label_studio_url,
+            self.settings.label_studio_api_key.get_secret_value(),
+            webhook_secret=self.webhook_secret,
+        )
+
+    @property
+    def gateway(self) -> LabelStudioGateway | None:
+        """Label Studio's API as the services know it."""
+        return self.client
+
+    @cached_property
+    def artifacts(self) -> LocalArtifacts:
+        """Versions and fine-tuned backbones."""
+        if "://" in self.settings.resolved_artifacts_url:
+            raise ConfigurationError(
+                f"ARTIFACTS_URL={self.settings.resolved_artifacts_url!r}: only a local folder is supported so far"
+            )
+        return LocalArtifacts(Path(self.settings.resolved_artifacts_url))
+
+    @cached_property
+    def features(self) -> FeatureFiles:
+        """Stored features."""
+        return FeatureFiles(self.settings.model_dir / "features")
+
+    @cached_property
+    def images(self) -> ImageFetcher:
+        """Images, through a bounded cache."""
+        settings = self.settings
+        return ImageFetcher(
+            ImageCache(settings.model_dir / "images", max_bytes=settings.image_cache_bytes),
+            label_studio_url=settings.label_studio_url,
+            authorization=self.client.authorization if self.client else None,
+            image_hosts=settings.image_hosts,
+            max_image_bytes=settings.max_image_bytes,
+        )
+
+    @cached_property
+    def embedder(self) -> EmbedderClient:
+        """The embedding process of this machine."""
+        return EmbedderClient(embedder_address(self.settings.model_dir), start_timeout_s=EMBEDDER_START_S)
+
+    @cached_property
+    def ingestion(self) -> Ingestion:
+        """Events become rows."""
+        return Ingestion(self.database, self.clock, self.scheduler)
+
+    @cached_property
+    def embedding(self) -> Embedding:
+        """Images become features."""
+        return Embedding(
+            self.database,
+            self.images,
+            self.embedder,
+            self.features,
+            self.artifacts,
+            self.scheduler,
+            image_timeout_s=self.settings.image_timeout_s,
+        )
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """Features become suggestions."""
+        return Prediction(
+            self.database,
+            self.artifacts,
+            self.embedding,
+            self.clock,
+            self.scheduler,
+            timeout_s=self.settings.predict_timeout_s,
+        )
+
+    @cached_property
+    def training(self) -> Training:
+        """Labels become versions; imported here, because the web process gets by without scikit-learn."""
+        from backend.services.training import Training
+
+        return Training(self.database, self.features, self.artifacts, self.clock, self.scheduler, self.policy)
+
+    @cached_property
+    def finetuning(self) -> FineTuning:
+        """Labels become networks; imported here, because only a fine-tuning's own process loads torch."""
+        from backend.services.finetuning import FineTuning, FineTuningSettings
+
+        return FineTuning(
+            self.database,
+            self.training,
+            self.images,
+            self.features,
+            self.artifacts,
+            FineTuningSettings(
+                backbone=self.settings.backbone,
+                weights=self.settings.weights,
+                device=self.settings.device,
+                image_timeout_s=self.settings.image_timeout_s,
+                max_image_pixels=self.settings.max_image_pixels,
+                resume_folder=self.settings.model_dir / "finetuning",
+            ),
+        )
+
+    @cached_property
+    def pushing(self) -> Pushing:
+        """Suggestions reach Label Studio."""
+        return Pushing(self.database, self.features, self.prediction, self.gateway)
+
+    @cached_property
+    def reconciliation(self) -> Reconciliation:
+        """Label Studio's truth reaches us."""
+        return Reconciliation(
+            self.database, self.gateway, self.clock, self.scheduler, public_url=self.settings.public_url
+        )
+
+    @cached_property
+    def projects(self) -> Projects:
+        """What people see and ask for."""
+        return Projects(self.database, self.clock, self.policy)
+
+    @cached_property
+    def job_handlers(self) -> dict[JobKind, Callable[[int, ReportProgress], str]]:
+        """What runs each kind of job."""
+        return {
+            JobKind.SYNC: lambda project_id, report: self.reconciliation.run(project_id, report),
+            JobKind.EMBED: lambda project_id, report: self.embedding.run(project_id, report),
+            JobKind.HEAD: lambda project_id, report: self.training.fit_head(project_id, report),
+            JobKind.FINETUNE: lambda project_id, report: self.finetuning.run(project_id, report),
+            JobKind.PUSH: lambda project_id, report: self.pushing.run(project_id, report),
+        }
+
+    def warm_up_training(self) -> None:
+        """Import and open what a training needs, before there is one."""
+        _ = self.training, self.database
+
+    def worker(self) -> Worker:
+        """Return a worker with a lane for what waits, one for images, one for heads, one for fine-tuning."""
+        in_thread = ThreadExecutor(self.job_handlers)
+        heads = ProcessExecutor(keep_warm=True)
+        heads.warm_up()
+        return Worker(
+            self.database,
+            self.clock,
+            self.scheduler,
+            self.reconciliation,
+            [
+                Lane(kinds=(JobKind.SYNC,), executor=in_thread),
+                Lane(kinds=(JobKind.PUSH,), executor=in_thread),
+                Lane(kinds=(JobKind.EMBED,), executor=in_thread),
+                Lane(kinds=(JobKind.HEAD,), executor=heads),
+                Lane(kinds=(JobKind.FINETUNE,), executor=ProcessExecutor(keep_warm=False)),
+            ],
+            sync_interval_s=self.settings.sync_interval_s,
+        )
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of all local state, or say who must.
+
+    Raises:
+        ConfigurationError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"MODEL_DIR={str(folder)!r} cannot be written to ({error.strerror}): change its owner or set MODEL_DIR"
+        ) from error

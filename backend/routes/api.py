@@ -1,0 +1,161 @@
+"""What people and scripts call: projects, versions and jobs as JSON under ``/api``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from flask import Blueprint, request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backend.domain import Job, ModelVersion, VersionKind
+from backend.errors import InvalidRequest
+from backend.services.projects import ProjectOverview
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from backend.bootstrap import Container
+
+Json = dict[str, Any]
+
+
+class TrainRequest(BaseModel):
+    """``POST /api/projects/{id}/train``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["head", "finetune"] = "head"
+
+
+class RollbackRequest(BaseModel):
+    """``POST /api/projects/{id}/rollback``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def api_blueprint(container: Container) -> Blueprint:
+    """Return the endpoints for people and scripts."""
+    routes = Blueprint("api", __name__, url_prefix="/api")
+
+    @routes.get("/projects")
+    def projects() -> list[Json]:
+        return [encode_project(overview) for overview in container.projects.all()]
+
+    @routes.get("/projects/<int:project_id>")
+    def project(project_id: int) -> Json:
+        return encode_project(container.projects.get(project_id))
+
+    @routes.get("/projects/<int:project_id>/versions")
+    def versions(project_id: int) -> list[Json]:
+        return [encode_version(version) for version in container.projects.versions(project_id)]
+
+    @routes.get("/projects/<int:project_id>/jobs")
+    def jobs(project_id: int) -> list[Json]:
+        now = container.clock.now()
+        return [encode_job(job, now) for job in container.projects.jobs(project_id)]
+
+    @routes.post("/projects/<int:project_id>/train")
+    def train(project_id: int) -> tuple[Json, int]:
+        asked = _parse(TrainRequest)
+        job = container.projects.train(project_id, VersionKind(asked.kind))
+        return encode_job(job, container.clock.now()), 202
+
+    @routes.post("/projects/<int:project_id>/rollback")
+    def rollback(project_id: int) -> Json:
+        return encode_version(container.training.rollback(project_id, _parse(RollbackRequest).version))
+
+    @routes.post("/projects/<int:project_id>/sync")
+    def sync(project_id: int) -> tuple[Json, int]:
+        return encode_job(container.projects.sync(project_id), container.clock.now()), 202
+
+    @routes.delete("/jobs/<int:job_id>")
+    def cancel(job_id: int) -> Json:
+        return encode_job(container.projects.cancel(job_id), container.clock.now())
+
+    return routes
+
+
+def _parse(model: type[Request]) -> Request:
+    body = request.get_data()
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(step) for step in problem["loc"]) or None
+        raise InvalidRequest(problem["msg"], field=field) from None
+
+
+def encode_project(overview: ProjectOverview) -> Json:
+    """Return a project as the API shows it."""
+    project = overview.project
+    return {
+        "id": project.id,
+        "label_studio_id": project.identity.label_studio_id,
+        "title": project.title,
+        "class_names": list(project.schema.class_names) if project.schema else [],
+        "label_config": {
+            "supported": project.schema is not None,
+            "problem": project.label_config.problem,
+            "note": project.label_config.note,
+        },
+        "problems": list(project.problems),
+        "n_tasks": overview.n_tasks,
+        "n_labels": overview.n_labels,
+        "n_embedded": overview.n_embedded,
+        "n_unreadable": overview.n_unreadable,
+        "active_version": overview.active.name if overview.active else None,
+        "pushed_version": project.pushed_version,
+        "metrics": asdict(overview.active.metrics) if overview.active else None,
+        "jobs": {
+            "queued": [kind.value for kind in overview.queued],
+            "running": [kind.value for kind in overview.running],
+        },
+        "policy": {
+            "next": overview.decision.next.value if overview.decision.next else None,
+            "reason": overview.decision.reason,
+        },
+        "last_event_at": _moment(project.event_at),
+        "last_predict_at": _moment(project.predict_at),
+        "last_sync_at": _moment(project.synced_at),
+    }
+
+
+def encode_version(version: ModelVersion) -> Json:
+    """Return a version as the API shows it."""
+    return {
+        "version": version.name,
+        "kind": version.kind.value,
+        "status": version.status.value,
+        "created_at": _moment(version.created_at),
+        "n_labels": version.n_labels,
+        "n_validation": version.n_validation,
+        "class_names": list(version.class_names),
+        "metrics": asdict(version.metrics),
+        "reason": version.reason,
+    }
+
+
+def encode_job(job: Job, now: datetime) -> Json:
+    """Return a job as the API shows it."""
+    return {
+        "id": job.id,
+        "project_id": job.project_id,
+        "kind": job.kind.value,
+        "status": job.status.value,
+        "progress": asdict(job.progress) | {"eta_s": job.eta_s(now)},
+        "created_at": _moment(job.created_at),
+        "started_at": _moment(job.started_at),
+        "finished_at": _moment(job.finished_at),
+        "attempts": job.attempts,
+        "reason": job.reason,
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None

@@ -1,0 +1,228 @@
+"""The worker: claims jobs, runs them under a lease, and writes down what became of them.
+
+Each lane runs one job at a time, so that a minute-long fine-tuning never stands in the way of a head that takes a
+second. A lease that is not renewed, because the worker died, puts the job back into the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy
+from backend.errors import (
+    EmbedderUnavailable,
+    ImageUnavailable,
+    JobCancelled,
+    JobLost,
+    LabelStudioError,
+    LabelStudioUnavailable,
+    TandemError,
+    TrainingImpossible,
+)
+from backend.ports import Clock, Database, Executor
+from backend.scheduling import Scheduler
+from backend.services.reconciliation import Reconciliation
+
+log = structlog.get_logger()
+
+LEASE = timedelta(seconds=30)
+HEARTBEAT_BEATS = 5
+POLL_S = 0.2
+JOB_HISTORY = timedelta(days=7)
+PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """Kinds of jobs that take turns, and what runs them."""
+
+    kinds: tuple[JobKind, ...]
+    executor: Executor
+
+
+class Worker:
+    """Runs jobs until it is told to stop."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        scheduler: Scheduler,
+        reconciliation: Reconciliation,
+        lanes: Sequence[Lane],
+        *,
+        sync_interval_s: float,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._scheduler = scheduler
+        self._reconciliation = reconciliation
+        self._lanes = lanes
+        self._sync_interval = timedelta(seconds=sync_interval_s)
+        self._retry = retry
+        self._stopping = threading.Event()
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+
+    def run(self) -> None:
+        """Work until ``stop``: recover, then claim and run."""
+        self._recover()
+        threads = [threading.Thread(target=self._work, args=(lane,), name="-".join(lane.kinds)) for lane in self._lanes]
+        threads.append(threading.Thread(target=self._keep_house, name="house"))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """Stop claiming, and put running jobs back into the queue."""
+        self._stopping.set()
+
+    def _recover(self) -> None:
+        """Queue what was lost with the last worker, and ask Label Studio what happened meanwhile."""
+        with self._database.transaction() as stores:
+            for project in stores.projects.all():
+                self._scheduler.now(stores, project.id, JobKind.SYNC)
+                self._scheduler.now(stores, project.id, JobKind.EMBED)
+                self._scheduler.now(stores, project.id, JobKind.HEAD)
+        try:
+            for project in self._reconciliation.discover():
+                log.info("connected project found", project=project.id)
+        except LabelStudioError as error:
+            log.warning("Label Studio could not be asked for its projects", reason=str(error))
+
+    def _work(self, lane: Lane) -> None:
+        try:
+            while not self._stopping.is_set():
+                now = self._clock.now()
+                with self._database.transaction() as stores:
+                    job = stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
+                if job is None:
+                    self._stopping.wait(POLL_S)
+                else:
+                    self._run_job(job, lane.executor)
+        finally:
+            lane.executor.close()
+
+    def _run_job(self, job: Job, executor: Executor) -> None:
+        lease = Heartbeat(self._database, self._clock, self.name, job, self._stopping)
+        logger = log.bind(project=job.project_id, job=job.id, kind=job.kind.value)
+        try:
+            with lease:
+                outcome = executor.run(job, lease.report)
+            self._finish(job, JobStatus.SUCCEEDED, outcome)
+        except TrainingImpossible as error:
+            self._finish(job, JobStatus.SUCCEEDED, str(error))
+        except JobLost as error:
+            logger.warning("job lost", reason=str(error))
+        except JobCancelled as error:
+            if self._stopping.is_set():
+                self._requeue(job, timedelta(0), "the worker was stopped")
+            else:
+                self._finish(job, JobStatus.CANCELLED, str(error))
+        except PASSING_ERRORS as error:
+            delay = self._retry.next_delay(job.attempts)
+            logger.warning("job postponed" if delay else "job failed", reason=str(error), attempts=job.attempts)
+            if delay:
+                self._requeue(job, delay, str(error))
+            else:
+                self._finish(job, JobStatus.FAILED, str(error))
+        except TandemError as error:
+            logger.error("job failed", reason=str(error))
+            self._finish(job, JobStatus.FAILED, str(error))
+        except Exception as error:  # a lane outlives every job
+            logger.exception("job failed")
+            self._finish(job, JobStatus.FAILED, f"{type(error).__name__}: {error}")
+
+    def _finish(self, job: Job, status: JobStatus, reason: str) -> None:
+        log.info(
+            "job ended", project=job.project_id, job=job.id, kind=job.kind.value, status=status.value, reason=reason
+        )
+        try:
+            with self._database.transaction() as stores:
+                stores.jobs.finish(job.id, self.name, status, reason, self._clock.now())
+        except JobLost as error:
+            log.warning("job lost", job=job.id, reason=str(error))
+
+    def _requeue(self, job: Job, delay: timedelta, reason: str) -> None:
+        try:
+            with self._database.transaction() as stores:
+                stores.jobs.requeue(job.id, self.name, self._clock.now() + delay, reason)
+        except JobLost as error:
+            log.warning("job lost", job=job.id, reason=str(error))
+
+    def _keep_house(self) -> None:
+        """Requeue what other workers lost, and reconcile each project from time to time."""
+        while not self._stopping.wait(1.0):
+            now = self._clock.now()
+            with self._database.transaction() as stores:
+                for job in stores.jobs.requeue_expired(now):
+                    log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
+                for project in stores.projects.all():
+                    last = [job for job in stores.jobs.all(project.id) if job.kind is JobKind.SYNC][:1]
+                    if not last or (last[0].finished_at and last[0].finished_at < now - self._sync_interval):
+                        self._scheduler.now(stores, project.id, JobKind.SYNC)
+                stores.jobs.prune(now - JOB_HISTORY)
+
+
+class Heartbeat:
+    """Keeps a job's lease while it runs, and carries its progress out and the wish to cancel in."""
+
+    def __init__(self, database: Database, clock: Clock, worker: str, job: Job, stopping: threading.Event) -> None:
+        self._database = database
+        self._clock = clock
+        self._worker = worker
+        self._job = job
+        self._stopping = stopping
+        self._progress = job.progress
+        self._ended = threading.Event()
+        self._cancelled = False
+        self._lost: JobLost | None = None
+        self._thread = threading.Thread(target=self._beat, name=f"lease-{job.id}")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def report(self, progress: Progress) -> None:
+        """Take note of progress.
+
+        Raises:
+            JobCancelled: somebody cancelled the job, or the worker is stopping.
+            JobLost: another worker has it now.
+        """
+        self._progress = progress
+        if self._lost:
+            raise self._lost
+        if self._cancelled:
+            raise JobCancelled("cancelled on request")
+        if self._stopping.is_set():
+            raise JobCancelled("the worker is stopping")
+
+    def _beat(self) -> None:
+        written = self._progress
+        beats = 0
+        while not self._ended.wait(1.0):
+            beats += 1
+            try:
+                if self._progress != written or beats % HEARTBEAT_BEATS == 0:
+                    written = self._progress
+                    with self._database.transaction() as stores:
+                        job = stores.jobs.renew(self._job.id, self._worker, self._clock.now() + LEASE, written)
+                else:
+                    with self._database.snapshot() as stores:
+                        job = stores.jobs.get(self._job.id)
+                self._cancelled = job.cancel_requested
+            except JobLost as error:
+                self._lost = error
+                return
