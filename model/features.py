@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ class Engine:
         """
         size = batch_size or self.batch_size
         decode = partial(_decode, spec=self.backbone.input_spec, max_pixels=max_pixels)
-        rows = [np.empty((0, self.backbone.n_features), np.float16)]
+        rows: list[NDArray[np.float16]] = [np.empty((0, self.backbone.n_features), np.float16)]
         problems: dict[int, str] = {}
         batch: list[NDArray[np.uint8]] = []
         with closing(_decode_ahead(sources, decode, n_decoders or os.cpu_count() or 1, _BATCHES_AHEAD * size)) as all_:
@@ -168,7 +168,7 @@ def _decode(source: Path | bytes, *, spec: InputSpec, max_pixels: int) -> Decode
 
 def _decode_ahead(
     sources: Sequence[Path | bytes], decode: Callable[[Path | bytes], Decoded], n_threads: int, n_ahead: int
-) -> Iterator[Decoded]:
+) -> Generator[Decoded]:
     """Yield what ``decode`` makes of each source, in order, while threads are at work on the next ones."""
     remaining = iter(sources)
     with ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool:
