@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from model.calibration import PRIOR_TEMPERATURE, fit_temperature, reliability
+from model.logits import calibrated
+
+
+def honest_logits(n_images: int, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax is the distribution that the targets are drawn from."""
+    random = np.random.default_rng(5)
+    logits = 2 * random.normal(size=(n_images, n_classes)).astype(np.float32)
+    probabilities = calibrated(logits, 1.0, multiple=False)
+    targets = (random.random((n_images, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+    return logits, np.minimum(targets, n_classes - 1)
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 4.0])
+def test_temperature_undoes_a_known_distortion(factor: float) -> None:
+    logits, targets = honest_logits(20_000)
+    assert fit_temperature(factor * logits, targets) == pytest.approx(factor, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_temperature_of_several_classes_per_image(factor: float) -> None:
+    random = np.random.default_rng(6)
+    logits = 2 * random.normal(size=(10_000, 3)).astype(np.float32)
+    targets = random.random(logits.shape) < calibrated(logits, 1.0, multiple=True)
+    assert fit_temperature(factor * logits, targets) == pytest.approx(factor, rel=0.05)
+
+
+def test_temperature_of_few_images_stays_near_what_is_expected() -> None:
+    logits = np.array([[3.0, 0.0], [0.0, 3.0]], np.float32)
+    # Both are right: unshrunk, T would run to zero.
+    temperature = fit_temperature(logits, np.array([0, 1]))
+    assert 0.75 * PRIOR_TEMPERATURE < temperature < PRIOR_TEMPERATURE
+    assert fit_temperature(logits[:0], np.zeros(0, int)) == PRIOR_TEMPERATURE
+
+
+def test_constant_logits_have_a_finite_temperature() -> None:
+    temperature = fit_temperature(np.zeros((100, 3), np.float32), np.zeros(100, int))
+    assert np.isfinite(temperature)
+    assert temperature > 0
+
+
+def test_temperature_does_not_change_the_order_of_classes() -> None:
+    logits, _ = honest_logits(100)
+    cold, hot = (calibrated(logits, temperature, multiple=False) for temperature in (0.3, 3.0))
+    np.testing.assert_array_equal(cold.argsort(axis=1), hot.argsort(axis=1))
+    np.testing.assert_allclose(cold.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_expected_calibration_error_by_hand() -> None:
+    # Bins of a tenth: two answers at 0.85 of which one is right, two at 0.95 that are both right.
+    probabilities = np.array([[0.85, 0.15], [0.85, 0.15], [0.05, 0.95], [0.05, 0.95]])
+    diagram = reliability(probabilities, np.array([0, 1, 1, 1]), n_bins=10)
+    assert diagram.counts[8] == diagram.counts[9] == 2
+    assert diagram.accuracies[8] == 0.5
+    assert diagram.confidences[9] == pytest.approx(0.95)
+    assert diagram.ece == pytest.approx(0.5 * 0.35 + 0.5 * 0.05)
+
+
+def test_a_confidence_on_the_edge_belongs_to_the_lower_bin() -> None:
+    diagram = reliability(np.array([[0.5, 0.5]]), np.array([0]), n_bins=2)
+    assert diagram.counts == (1, 0)
+
+
+def test_calibration_error_of_several_classes_is_over_all_of_them() -> None:
+    diagram = reliability(np.array([[0.9, 0.1]]), np.array([[True, False]]), n_bins=10)
+    assert diagram.ece == pytest.approx(0.1)
+
+
+def test_reliability_without_images() -> None:
+    assert reliability(np.zeros((0, 2)), np.zeros(0, int)).ece == 0.0

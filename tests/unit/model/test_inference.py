@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from model.head import Head
+from model.inference import Predictor, Suggested
+from model.logits import calibrated
+
+
+def make_predictor(*, multiple: bool = False, thresholds: tuple[float, ...] | None = None) -> Predictor:
+    random = np.random.default_rng(7)
+    return Predictor(
+        class_names=("ant", "bee", "wasp"),
+        multiple=multiple,
+        head=Head(
+            block_sizes=(4, 6),
+            centre=random.random(10).astype(np.float32),
+            weight=random.normal(size=(10, 3)).astype(np.float32),
+            bias=random.normal(size=3).astype(np.float32),
+        ),
+        temperature=0.8,
+        thresholds=thresholds or ((0.5, 0.5, 0.5) if multiple else None),
+    )
+
+
+def make_features(n_images: int) -> np.ndarray:
+    return np.random.default_rng(8).random((n_images, 10)).astype(np.float16)
+
+
+def test_probabilities_of_one_class_per_image_sum_to_one() -> None:
+    probabilities = make_predictor().predict_proba(make_features(2500))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_rows_are_scored_alone_as_in_a_crowd() -> None:
+    predictor, features = make_predictor(), make_features(1500)
+    together = predictor.predict_proba(features)
+    np.testing.assert_allclose(predictor.predict_proba(features[1200:1201]), together[1200:1201], rtol=1e-5)
+
+
+def test_logits_are_what_the_definition_says() -> None:
+    predictor, features = make_predictor(), make_features(3)
+    roots = np.sqrt(features.astype(np.float64)) - predictor.head.centre
+    early, late = roots[:, :4], roots[:, 4:]
+    early *= 0.5 / np.linalg.norm(early, axis=1, keepdims=True)
+    late /= np.linalg.norm(late, axis=1, keepdims=True)
+    expected = np.hstack([early, late]) @ predictor.head.weight + predictor.head.bias
+    np.testing.assert_allclose(predictor.head.logits(features), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_suggestion_is_the_most_probable_class_with_its_probability() -> None:
+    predictor, features = make_predictor(), make_features(20)
+    probabilities = predictor.predict_proba(features)
+    for suggested, row in zip(predictor.suggest(features), probabilities, strict=True):
+        assert suggested.class_names == (predictor.class_names[row.argmax()],)
+        assert suggested.score == pytest.approx(row.max(), rel=1e-5)
+
+
+def test_classes_gone_from_the_label_config_are_not_suggested_and_the_rest_renormalised() -> None:
+    predictor, features = make_predictor(), make_features(20)
+    kept = predictor.predict_proba(features)[:, [0, 2]]
+    kept /= kept.sum(axis=1, keepdims=True)
+    for suggested, row in zip(predictor.suggest(features, allowed=("wasp", "ant", "new")), kept, strict=True):
+        assert suggested.class_names == (("ant", "wasp")[row.argmax()],)
+        assert suggested.score == pytest.approx(row.max(), rel=1e-4)
+
+
+def test_nothing_is_suggested_where_no_class_is_left() -> None:
+    assert make_predictor().suggest(make_features(2), allowed=("new",)) == [Suggested(class_names=(), score=0.0)] * 2
+
+
+def test_several_classes_are_those_over_their_threshold_and_the_score_is_of_the_whole_set() -> None:
+    predictor = make_predictor(multiple=True, thresholds=(0.5, 0.1, 0.9))
+    features = make_features(30)
+    suggested = predictor.suggest(features, allowed=("ant", "bee"))
+    for each, (ant, bee, _) in zip(suggested, predictor.predict_proba(features), strict=True):
+        expected = [name for name, taken in (("ant", ant >= 0.5), ("bee", bee >= 0.1)) if taken]
+        assert each.class_names == tuple(expected)
+        score = (ant if ant >= 0.5 else 1 - ant) * (bee if bee >= 0.1 else 1 - bee)
+        assert each.score == pytest.approx(score, rel=1e-4)
+
+
+def test_no_row_gives_no_suggestion() -> None:
+    assert make_predictor().suggest(make_features(0)) == []
+
+
+def test_features_of_another_backbone_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 9\)"):
+        make_predictor().predict_proba(make_features(2)[:, :9])
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    predictor = make_predictor()
+    with pytest.raises(ValueError, match="class names"):
+        Predictor(class_names=("ant", "bee"), multiple=False, head=predictor.head, temperature=1.0)
+    with pytest.raises(ValueError, match="threshold"):
+        Predictor(class_names=predictor.class_names, multiple=True, head=predictor.head, temperature=1.0)
+    with pytest.raises(ValueError, match="temperature"):
+        Predictor(class_names=predictor.class_names, multiple=False, head=predictor.head, temperature=0.0)
+    with pytest.raises(ValueError, match="blocks"):
+        Head(block_sizes=(4,), centre=np.zeros(4), weight=np.zeros((5, 2)), bias=np.zeros(2))
+
+
+def test_extreme_logits_stay_probabilities() -> None:
+    logits = np.array([[1e4, -1e4], [-1e4, -1e4]], np.float32)
+    for multiple in (False, True):
+        probabilities = calibrated(logits, 0.05, multiple=multiple)
+        assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+def test_web_process_can_score_without_what_fitting_needs() -> None:
+    code = "import sys, model.checkpoint, model.inference; print({'scipy', 'sklearn', 'torch'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
