@@ -179,7 +179,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     else:
         full_range = 65535.0 if image.mode.startswith("I;") or high > 255 else 255.0
     if low < 0 or high > full_range:
-        values, full_range = values - low, high - low
+        values, full_range = values - low, (high - low) or 1.0
     return Image.fromarray((values * (255.0 / full_range) + 0.5).astype(np.uint8))
 
 
