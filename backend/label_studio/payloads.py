@@ -144,7 +144,7 @@ def parse_identity(value: object) -> ProjectIdentity | None:
             return ProjectPayload.model_validate(value).snapshot().identity
         except ValidationError:
             return None
-    parts = re.fullmatch(r"([1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?", str(value))
+    parts = re.fullmatch(r"([1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?", str(value) if isinstance(value, int | str) else "")
     if parts is None:
         return None
     return ProjectIdentity(label_studio_id=int(parts[1]), created_stamp=int(parts[2] or UNKNOWN_STAMP))
