@@ -90,7 +90,7 @@ def start_tandem(folder: Path, label_studio: LocalLabelStudio, report: Callable[
         "TRAIN_QUIET_S": "0.5",
         "TRAIN_MAX_WAIT_S": "5",
     }
-    process.start([str(Path(sys.executable).with_name("tandem")), "serve"], tandem_environment(settings))
+    process.start([sys.executable, "-m", "backend", "serve"], tandem_environment(settings))
     server = TandemServer(url=url, process=process)
     started_s = time.monotonic()
     while not _is_healthy(url):
