@@ -15,6 +15,10 @@ from backend.settings import Settings
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgresql-url", help="database that tests of the stores may empty, besides SQLite")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and not has_gpu():

@@ -13,7 +13,17 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy import create_engine as create_sqlalchemy_engine
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from backend.adapters.database.annotations import SqlAnnotationStore
@@ -183,17 +193,17 @@ def _use_write_ahead_log(engine: Engine) -> None:
 def _unavailability_reported(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError, NoFreeConnection) as error:
-        if _is_our_mistake(error):
+    except (DatabaseError, InterfaceError, NoFreeConnection) as error:
+        if _is_our_mistake(error, read_only=engine.get_execution_options().get("read_only", False)):
             raise
         shown = engine.url.render_as_string(hide_password=True)
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise StoreUnavailable(f"the database {shown} cannot be used now ({cause}): try again, or check it") from error
 
 
-def _is_our_mistake(error: Exception) -> bool:
-    """Tell a wrong statement, or one that writes in a snapshot, from what happens to a database."""
-    if not isinstance(error, DBAPIError) or not isinstance(error.orig, sqlite3.Error):
-        return False
-    writes_in_snapshot = error.orig.sqlite_errorname == "SQLITE_READONLY"
-    return writes_in_snapshot or error.orig.sqlite_errorname == "SQLITE_ERROR"
+def _is_our_mistake(error: Exception, *, read_only: bool) -> bool:
+    """Tell a wrong statement, a broken constraint and writing in a snapshot from what happens to a database."""
+    if isinstance(error, IntegrityError | ProgrammingError | DataError | InternalError | NotSupportedError):
+        return True
+    sqlite_error = getattr(getattr(error, "orig", None), "sqlite_errorname", None)
+    return sqlite_error == "SQLITE_ERROR" or (sqlite_error == "SQLITE_READONLY" and read_only)
