@@ -38,3 +38,11 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Keep others from holding a file's lock exclusively."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
