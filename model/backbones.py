@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import http.client
 import json
-import re
-import socket
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: TID251 - torch raises it; nothing is unpickled
 
 import structlog
 import torch
@@ -29,20 +22,16 @@ from torchvision.models import WeightsEnum
 
 from model.blocks import FeatureNetwork
 from model.transforms import TRANSFORMS_VERSION, InputSpec
+from model.weights import WeightsUnavailable, download, load_weights, read_weights
 
 _log = structlog.get_logger()
 
-_DOWNLOAD_TIMEOUT_S = 10.0
 _WEIGHTS_FILE = "backbone.safetensors"
 _DESCRIPTION_FILE = "backbone.json"
 
 
 class UnknownBackbone(ValueError):
     """A name that is no classification network of torchvision."""
-
-
-class WrongWeights(ValueError):
-    """A file that does not hold weights, or those of another network."""
 
 
 class CorruptBackbone(Exception):
@@ -57,7 +46,7 @@ class Backbone:
         name: torchvision's name of the architecture.
         network: In eval mode; normalised images (n, 3, crop_size, crop_size) to features (n, n_features), float32.
         block_sizes: How many features come from each block, in the order of the features; the last block is the
-            pooled output before torchvision's classifier.
+            pooled output before torchvision's classifier, or the only one of an untrained network.
         input_spec: What images must look like.
         digest: SHA-256, in hex, of name, input specification, transforms version and weights: features with the
             same digest can be compared, others not.
@@ -104,26 +93,23 @@ def load_backbone(name: str, weights: str | Path = "auto", *, seed: int = 0) -> 
     published = choose_weights(name)
     spec = InputSpec.from_preset(published.transforms())
     network = _build(name, spec, seed)
-    trunk = FeatureNetwork(network, spec.crop_size).eval()
+    untrained = FeatureNetwork(network, spec.crop_size, shallow=True).eval()
     if weights == "none":
-        return _describe(name, trunk, spec, note="untrained network, as WEIGHTS=none asks for: features are poor")
+        return _describe(name, untrained, spec, note="untrained network, as WEIGHTS=none asks for: features are poor")
+    trunk = FeatureNetwork(network, spec.crop_size).eval()
     if weights != "auto":
-        _load_state_dict(network, trunk, _read_state_dict(Path(weights)), str(weights))
+        load_weights(network, trunk, read_weights(Path(weights)), str(weights))
         return _describe(name, trunk, spec, pretrained=True)
     try:
-        with _socket_timeout(_DOWNLOAD_TIMEOUT_S):
-            state_dict = published.get_state_dict(
-                progress=False, check_hash=True, map_location="cpu", weights_only=True
-            )
-    # RuntimeError is what torch raises for a download or cached file whose content is not what it should be.
-    except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
+        state_dict = download(published)
+    except WeightsUnavailable as error:
         _log.warning("pretrained weights cannot be had, the backbone is untrained", backbone=name, error=str(error))
         note = (
             f"untrained network, features are poor: the weights of {name} could not be downloaded ({error}). "
             f"Connect once, or download {published.url} elsewhere and set WEIGHTS to the file"
         )
-        return _describe(name, trunk, spec, note=note)
-    _load_state_dict(network, trunk, state_dict, published.url)
+        return _describe(name, untrained, spec, note=note)
+    load_weights(network, trunk, state_dict, published.url)
     licence = published.meta.get("license")
     note = f"these weights have a licence of their own: {licence}" if licence else ""
     classes = tuple(published.meta.get("categories") or ())
@@ -172,6 +158,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
         "name": backbone.name,
         "input_spec": asdict(backbone.input_spec),
         "transforms_version": TRANSFORMS_VERSION,
+        "shallow": backbone.network.shallow,
         "pretrained": backbone.pretrained,
         "note": backbone.note,
         "classes": backbone.classes,
@@ -190,17 +177,16 @@ def load_saved_backbone(folder: Path) -> Backbone:
         description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
         fields = description["input_spec"]
         spec = InputSpec(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        network = FeatureNetwork(_build(description["name"], spec, seed=0), spec.crop_size).eval()
-        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-        digest = _digest(description["name"], spec, network, description["transforms_version"])
+        network = _build(description["name"], spec, seed=0)
+        trunk = FeatureNetwork(network, spec.crop_size, shallow=description["shallow"]).eval()
+        trunk.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        digest = _digest(description["name"], spec, trunk, description["transforms_version"])
         if digest != description["digest"]:
             raise CorruptBackbone(f"{folder}: digest is {digest}, should be {description['digest']}")
-        return Backbone(
-            name=description["name"],
-            network=network,
-            block_sizes=network.block_sizes,
-            input_spec=spec,
-            digest=_digest(description["name"], spec, network),
+        return _describe(
+            description["name"],
+            trunk,
+            spec,
             pretrained=description["pretrained"],
             note=description["note"],
             classes=tuple(description["classes"]),
@@ -250,61 +236,3 @@ def _digest(name: str, spec: InputSpec, network: nn.Module, transforms_version: 
             digest.update(key.encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _socket_timeout(timeout_s: float) -> Iterator[None]:
-    """Limit the waiting of torch's download, which has no limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout_s)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-# --- state dicts ---------------------------------------------------------------------------------------------
-
-
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WrongWeights(f"there is no file {path}: set WEIGHTS to auto, none or a file with a state dict") from None
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, LookupError) as error:
-        raise WrongWeights(f"{path} is not a state dict that torch can read safely: {error}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(each, torch.Tensor) for each in state_dict.values()):
-        raise WrongWeights(f"{path} does not hold a state dict: it must map names to tensors")
-    return state_dict
-
-
-def _load_state_dict(
-    network: nn.Module, trunk: FeatureNetwork, state_dict: dict[str, torch.Tensor], source: str
-) -> None:
-    """Load all but the classifier, whose shape may differ and which may be missing."""
-    used = {id(tensor) for tensor in trunk.state_dict(keep_vars=True).values()}
-    own = network.state_dict(keep_vars=True)
-    trunk_keys = {key for key, tensor in own.items() if id(tensor) in used}
-    # torchvision's own DenseNet files still have the names of 2017; other old names are known to its modules.
-    renamed = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): each for key, each in state_dict.items()
-    }
-    given = OrderedDict((key, each) for key, each in renamed.items() if key not in own or key in trunk_keys)
-    given._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]  # torch's own way
-    try:
-        missing, unexpected = network.load_state_dict(given, strict=False)
-    except RuntimeError as error:  # names the tensors of another shape
-        raise WrongWeights(f"{source} does not fit: {error}") from error
-    prefixes = {key.partition(".")[0] for key in trunk_keys}
-    missing = [key for key in missing if key in trunk_keys and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in unexpected if key.partition(".")[0] in prefixes]
-    if missing or unexpected:
-        raise WrongWeights(
-            f"{source} holds weights of another network: {_listed(missing)} missing, {_listed(unexpected)} unexpected"
-        )
-
-
-def _listed(keys: list[str]) -> str:
-    return f"{len(keys)} keys ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})" if keys else "no key"

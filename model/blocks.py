@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torchvision import models
 
 _EARLIER_BLOCKS = 2
+_GRID_SIZE = 4
 _SEQUENCES = {"features", "layers", "blocks", "trunk_output"}
 _AUXILIARY = {"aux1", "aux2", "AuxLogits"}
 _AFTER_POOLING = {"avgpool", "dropout", "classifier", "fc", "head", "permute", "flatten"}
@@ -26,16 +27,24 @@ class FeatureNetwork(nn.Module):
     ``block_ends`` are the indices of the stages whose outputs are pooled, ``block_sizes`` the number of features
     of each. A block ends before each reduction of the resolution; in a network of one resolution throughout, the
     earlier blocks end at a third and two thirds of the depth.
+
+    ``shallow`` is for untrained networks: it ends with the first of these blocks, whose output is averaged over
+    the fields of a grid. Random filters still tell what an image looks like where; each further random layer
+    blurs it.
     """
 
-    def __init__(self, network: nn.Module, crop_size: int) -> None:
+    def __init__(self, network: nn.Module, crop_size: int, *, shallow: bool = False) -> None:
         """Cut a torchvision network into its stages, sharing its parameters."""
         super().__init__()
-        self.stages = nn.ModuleList(_stages(network))
+        stages = _stages(network)
         self.channel_axis = -1 if isinstance(network, models.SwinTransformer | models.VisionTransformer) else 1
-        shapes = self._output_shapes(crop_size)
-        self.block_ends = _block_ends([shape[2:].numel() for shape in shapes])
-        self.block_sizes = tuple(shapes[end][1] for end in self.block_ends)
+        shapes = _output_shapes(stages, self.channel_axis, crop_size)
+        ends = _block_ends([shape[2:].numel() for shape in shapes])
+        self.shallow = shallow
+        self.block_ends = ends[:1] if shallow else ends
+        self.stages = nn.ModuleList(stages[: self.block_ends[-1] + 1])
+        n_fields = _GRID_SIZE**2 if shallow and len(shapes[ends[0]]) == 4 else 1
+        self.block_sizes = tuple(shapes[end][1] * n_fields for end in self.block_ends)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of images."""
@@ -48,21 +57,29 @@ class FeatureNetwork(nn.Module):
         return torch.cat(blocks, dim=1)
 
     def _pool(self, output: torch.Tensor) -> torch.Tensor:
-        """Average each channel over all positions; an output without positions stays as it is."""
+        """Average each channel over all positions, or over those of each field of the grid.
+
+        Tokens have no rows and columns, so no grid; an output without positions stays as it is.
+        """
         if output.ndim > 2:
-            output = output.movedim(self.channel_axis, 1).flatten(2).mean(2, dtype=torch.float32)
+            output = output.movedim(self.channel_axis, 1)
+        if output.ndim == 4 and self.shallow:
+            return nn.functional.adaptive_avg_pool2d(output.to(torch.float32), _GRID_SIZE).flatten(1)
+        if output.ndim > 2:
+            output = output.flatten(2).mean(2, dtype=torch.float32)
         return output.to(torch.float32)
 
-    def _output_shapes(self, crop_size: int) -> list[torch.Size]:
-        """Return the shape (1, channels, *positions) of each stage's output, computed without any arithmetic."""
-        shapes = []
-        output = torch.empty(1, 3, crop_size, crop_size, device="meta")
-        with torch.inference_mode():
-            for stage in self.stages:
-                tensors = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
-                output = functional_call(stage, {name: each.to("meta") for name, each in tensors.items()}, (output,))
-                shapes.append(output.movedim(self.channel_axis, 1).shape)
-        return shapes
+
+def _output_shapes(stages: list[nn.Module], channel_axis: int, crop_size: int) -> list[torch.Size]:
+    """Return the shape (1, channels, *positions) of each stage's output, computed without any arithmetic."""
+    shapes = []
+    output = torch.empty(1, 3, crop_size, crop_size, device="meta")
+    with torch.inference_mode():
+        for stage in stages:
+            tensors = {**dict(stage.named_parameters()), **dict(stage.named_buffers())}
+            output = functional_call(stage, {name: each.to("meta") for name, each in tensors.items()}, (output,))
+            shapes.append(output.movedim(channel_axis, 1).shape)
+    return shapes
 
 
 def _block_ends(n_positions: list[int]) -> tuple[int, ...]:
