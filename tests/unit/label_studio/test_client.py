@@ -518,8 +518,8 @@ def test_an_import_that_is_refused_for_another_reason_ends(server: Server, conne
 
 
 def test_model_versions(server: Server, connect: Connect) -> None:
-    server.respond = lambda _: Answer({"v1": 3, "v2": 0})
-    assert connect().model_versions(5) == {"v1": 3, "v2": 0}
+    server.respond = lambda _: Answer({"v1": 3, "title of a backend": 0})
+    assert connect().model_versions(5) == {"v1": 3}
 
 
 @pytest.mark.parametrize(
@@ -544,3 +544,17 @@ def test_the_version_in_use_survives_the_deletion_of_another(
     assert deletion.body == {"model_version": version}
     patches = [request.body for request in server.requests if request.method == "PATCH"]
     assert patches == ([{"model_version": restored}] if restored else [])
+
+
+def test_nested_predictions_go_one_by_one(server: Server, connect: Connect) -> None:
+    schema = LabelSchema(
+        control_name="c", object_name="img", data_key="image", class_names=("a > cat", "a > dog"), nested=True
+    )
+    nested = [Suggestion(task_id=task_id, class_names=("a > cat",), score=0.5, version="v2") for task_id in (1, 2, 3)]
+    server.respond = lambda request: Answer({"id": 9}, status=400 if request.body["task"] == 2 else 201)
+    assert connect().import_predictions(5, schema, nested) == 2
+    assert [(request.path, request.body["task"]) for request in server.requests] == [
+        ("/api/predictions/", 1),
+        ("/api/predictions/", 2),
+        ("/api/predictions/", 3),
+    ]
