@@ -25,7 +25,7 @@ POLL_S = 0.5
 STALL_TIMEOUT_S = 300.0
 
 UNTRAINED = (
-    "[yellow]No pretrained weights can be had here: the backbone is untrained, and the suggestions are worse[/yellow]"
+    "[yellow]no pretrained weights can be had here: the backbone is untrained, and the suggestions are worse[/yellow]"
 )
 
 Report = Callable[[str], None]
@@ -55,7 +55,7 @@ def run_demo(
         ServerFailed: a server does not start; the message holds the end of its log.
         DemoFailed: the loop did not close; the message says at which step.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, soft_wrap=True)
     if not rounds or max(rounds) >= n_pictures:
         raise DemoFailed(f"{n_pictures} pictures are too few for rounds of {list(rounds)} labels: some must stay open")
     with console.status("") as status:
@@ -84,7 +84,9 @@ def run_demo(
 def stop_demo(folder: Path = FOLDER, *, cache_dir: Path = CACHE_DIR, console: Console | None = None) -> None:
     """Stop the servers that a demo left running; what they keep stays for the next one."""
     stopped = stop_servers(folder, cache_dir)
-    (console or Console(highlight=False)).print(f"stopped: {' and '.join(stopped)}" if stopped else "nothing runs")
+    (console or Console(highlight=False, soft_wrap=True)).print(
+        f"stopped: {' and '.join(stopped)}" if stopped else "nothing runs"
+    )
 
 
 def _prepare_project(

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from backend.demo.annotator import StoredSuggestion
 
-BAR_WIDTH = 30
-HEADING = f"{'labels':>6}  {'suggestions that are right':<{BAR_WIDTH + 22}}  {'mean score':>10}  {'wait':>6}  version"
+BAR_WIDTH = 20
+HEADING = f"{'labels':>6}  {'suggestions that are right':<{BAR_WIDTH + 18}}  {'score':>5}  {'wait':>6}  version"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,7 @@ class Round:
             ("█" * filled, "green"),
             ("░" * (BAR_WIDTH - filled), "dim"),
             (f" {self.accuracy:>5.0%}", "bold"),
-            f"  {counts:<14}",
-            f"  {self.mean_score:>10.2f}  {self.wait_s:>4.1f} s  ",
+            f"  {counts:<10}  {self.mean_score:>5.2f}  {self.wait_s:>4.1f} s  ",
             (self.version, "cyan"),
         )
 

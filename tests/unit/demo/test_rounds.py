@@ -41,10 +41,11 @@ def test_no_suggestions_are_no_accuracy() -> None:
 def test_the_line_shows_the_share_and_fits_its_heading() -> None:
     result = Round(n_labels=40, version="p1-v3-0a1b2c3d", n_suggestions=360, n_right=180, mean_score=0.48, wait_s=2.04)
     line = shown(result)
-    assert "█" * 15 + "░" * 15 + "   50%" in line
+    assert "█" * 10 + "░" * 10 + "   50%" in line
     assert "180 of 360" in line
     assert "0.48" in line
     assert "2.0 s" in line
+    assert len(line) <= 80
     assert line.index(result.version) == HEADING.index("version")
 
 
