@@ -213,11 +213,15 @@ def fit(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's servers keep their data.")] = Path("demo-data"),
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the servers that an earlier demo left running.")] = False,
 ) -> None:
-    """Start a real Label Studio and Tandem, and watch a simulated annotator being overtaken by suggestions."""
-    from backend.demo import run_demo
+    """Start a real Label Studio and Tandem, and watch suggestions get better while an annotator labels."""
+    from backend.demo import run_demo, stop_demo
 
-    run_demo(folder)
+    if stop:
+        stop_demo(folder)
+    else:
+        run_demo(folder)
 
 
 # --- what the commands share ------------------------------------------------------------------------------------

@@ -488,6 +488,10 @@ class PromotionDecision:
     reason: str
 
 
+IMMATERIAL_LOG_LOSS = 0.01
+"""A difference in log loss, in nats, that no annotator would notice."""
+
+
 def decide_promotion(
     candidate: ModelVersion, active: ModelVersion | None, comparison: Comparison | None, *, n_withdrawn: int
 ) -> PromotionDecision:
@@ -513,7 +517,7 @@ def decide_promotion(
             promote=True, reason="one image is too few to tell versions apart, and the candidate knows more"
         )
     needed = "a head must not be worse beyond one standard error"
-    limit = comparison.standard_error
+    limit = comparison.standard_error + IMMATERIAL_LOG_LOSS
     if candidate.kind is VersionKind.FINETUNE:
         needed = "a fine-tuned network must be better by half a standard error"
         limit = -comparison.standard_error / 2

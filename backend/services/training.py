@@ -100,8 +100,9 @@ class Training:
             raise TrainingImpossible("no image is embedded yet")
         training_set = self.with_features(training_set, digest)
         fingerprint = training_set.fingerprint(digest)
-        if training_set.active and training_set.active.fingerprint == fingerprint:
-            return f"nothing new to learn since {training_set.active.name}"
+        same = next((version for version in training_set.versions if version.fingerprint == fingerprint), None)
+        if same and same.status in (VersionStatus.ACTIVE, VersionStatus.REJECTED):
+            return f"nothing new to learn since {same.name}"
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))
