@@ -67,7 +67,7 @@ def read_label_config(xml: str) -> LabelConfig:
             continue
         if schema is None:
             schema = found
-            if not found.nested and control.findall(".//Choice//Choice"):
+            if not found.nested and any(map(_choices_below, _choices_below(control))):
                 ignored.append('choices inside choices cannot be picked without allowNested="true"')
         else:
             ignored.append(f"<Choices name={found.control_name!r}> comes after the one in use")
@@ -193,7 +193,11 @@ def _find_image_url(task_data: Mapping[str, object], key: str) -> str | None:
 
 def is_storable(text: str) -> bool:
     """Tell whether every database takes a text: half surrogate pairs and NUL are refused by some."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text
 
 
 def decode_annotation(payload: AnnotationPayload, schema: LabelSchema) -> Annotation:
@@ -229,23 +233,27 @@ def _read_region(region: RegionPayload, schema: LabelSchema) -> list[str]:
     return [
         PATH_SEPARATOR.join(path)
         for path in paths
-        if path and all(isinstance(step, str) and is_storable(step) for step in path)
+        if 0 < len(path) <= MAX_PATH_LENGTH and all(isinstance(step, str) and is_storable(step) for step in path)
     ]
 
 
 def _without_implied(class_names: tuple[str, ...], schema: LabelSchema) -> tuple[str, ...]:
     """Drop what the editor ticks by itself: with a parent all below it, and a parent once all below it is ticked."""
     known = set(schema.class_names)
+    above = {name: _parents(name) for name in class_names}
+    parents_of_some = {parent for parents in above.values() for parent in parents}
     kept = []
     for name in class_names:
-        has_part = any(other.startswith(name + PATH_SEPARATOR) for other in class_names)
-        if has_part and (schema.multiple or name not in known):
-            continue
-        is_part = any(name.startswith(other + PATH_SEPARATOR) and other in known for other in class_names)
-        if is_part and not schema.multiple:
-            continue
-        kept.append(name)
+        is_whole = name in parents_of_some and (schema.multiple or name not in known)
+        is_part = not schema.multiple and any(parent in above and parent in known for parent in above[name])
+        if not (is_whole or is_part):
+            kept.append(name)
     return tuple(kept)
+
+
+def _parents(name: str) -> list[str]:
+    path = name.split(PATH_SEPARATOR)
+    return [PATH_SEPARATOR.join(path[:length]) for length in range(1, len(path))]
 
 
 # --- domain → Label Studio -----------------------------------------------------------------------------------

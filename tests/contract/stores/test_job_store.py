@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
 from backend.adapters.database import SqlDatabase
-from backend.adapters.database.tables import job
+from backend.adapters.database.tables import job_table
 from backend.domain import Job, JobKind, JobStatus, Progress, ProjectIdentity
 from backend.errors import JobLost, NotFound
 from backend.ports import Database
@@ -82,9 +82,9 @@ class TestQueue:
             "progress": {},
         }
         with database._engine.begin() as connection:
-            connection.execute(insert(job), row)
+            connection.execute(insert(job_table), row)
         with database._engine.connect() as connection, pytest.raises(IntegrityError):
-            connection.execute(insert(job), row)
+            connection.execute(insert(job_table), row)
 
 
 class TestClaim:

@@ -226,3 +226,14 @@ def test_image_urls(task_data: dict[str, object], key: str, url: str | None) -> 
     schema = LabelSchema(control_name="c", object_name="img", data_key=key, class_names=("cat",))
     task = decode_task(TaskPayload(id=1, data=task_data), schema)
     assert task.image_url == url
+
+
+@pytest.mark.timeout(20)
+def test_hostile_sizes_take_no_time() -> None:
+    deep = '<Choice value="a">' * 20_000 + "</Choice>" * 20_000
+    assert read_label_config(config_of(deep)).schema is not None
+    assert read_label_config(config_of(deep, control='allowNested="true"')).problem is not None
+    assert read_label_config("<View>" * 70_000 + "</View>" * 70_000).problem is not None
+    single = schema_of(NESTED, control='allowNested="true"')
+    assert len(annotate(single, [["x", str(number)] for number in range(20_000)])) == 20_000
+    assert annotate(single, [["x"] * 100_000]) == ()
