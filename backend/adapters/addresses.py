@@ -19,6 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+import structlog
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -27,12 +28,15 @@ from urllib3.response import HTTPResponse
 
 from backend.errors import ImageForbidden
 
+log = structlog.get_logger()
+
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_PER_HOST = 16
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_AZURE_PLATFORM = ipaddress.IPv4Address("168.63.129.16")
+_CLOUD_PLATFORMS = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
+"""Addresses that look public, where Azure's and Oracle's hosts answer their guests, credentials included."""
 
 Resolve = Callable[[str, int], list[tuple[Any, ...]]]
 """From host and port to what ``socket.getaddrinfo`` returns."""
@@ -50,8 +54,8 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     that.
     """
     if isinstance(address, ipaddress.IPv4Address):
-        reserved = address.is_multicast or address.is_reserved or address == _AZURE_PLATFORM
-        return address.is_global and not reserved
+        platform = any(address in network for network in _CLOUD_PLATFORMS)
+        return address.is_global and not (address.is_multicast or address.is_reserved or platform)
     if address.ipv4_mapped:
         return is_public(address.ipv4_mapped)
     if address in _NAT64:
@@ -138,9 +142,10 @@ class AddressGuard:
         if not self._trusts(host, port):
             for *_, address in addresses:
                 if not is_public(ipaddress.ip_address(address[0])):
+                    log.warning("address refused", host=host, port=port, address=address[0])
                     raise ImageForbidden(
-                        f"{host} is at {address[0]}, which is not a public address: if images may come from there, add "
-                        f"{host} to IMAGE_HOSTS; if it is Label Studio, set LABEL_STUDIO_URL to this very address"
+                        f"{host} is not at a public address: if images may come from there, add {host} to IMAGE_HOSTS; "
+                        "if it is Label Studio, set LABEL_STUDIO_URL to this very scheme, host and port"
                     )
         failure = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in addresses:
