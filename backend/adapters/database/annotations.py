@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, case, select, update
 
 from backend.adapters.database.statements import AnyRow, chunks, insert, replace
-from backend.adapters.database.tables import annotation, task
+from backend.adapters.database.tables import annotation_table, task_table
 from backend.domain import Annotation
 
 
@@ -34,13 +34,13 @@ class SqlAnnotationStore:
             row.id: row
             for ids in chunks(list(newest))
             for row in self._connection.execute(
-                select(*_COLUMNS, annotation.c.deleted_at).where(
-                    annotation.c.project_id == project_id, annotation.c.id.in_(ids)
+                select(*_COLUMNS, annotation_table.c.deleted_at).where(
+                    annotation_table.c.project_id == project_id, annotation_table.c.id.in_(ids)
                 )
             )
         }
         changed = [each for each in newest.values() if _is_news(each, stored.get(each.id), read_at)]
-        replace(self._connection, annotation, [_annotation_columns(project_id, each) for each in changed])
+        replace(self._connection, annotation_table, [_annotation_columns(project_id, each) for each in changed])
         return len(changed)
 
     def delete(self, project_id: int, annotation_ids: Sequence[int], deleted_at: datetime) -> int:
@@ -53,13 +53,17 @@ class SqlAnnotationStore:
         """
         n_live = 0
         for ids in chunks(annotation_ids):
-            these = update(annotation).where(annotation.c.project_id == project_id, annotation.c.id.in_(ids))
-            self._connection.execute(these.where(annotation.c.deleted_at < deleted_at).values(deleted_at=deleted_at))
-            last = case((annotation.c.updated_at > deleted_at, annotation.c.updated_at), else_=deleted_at)
-            live = these.where(annotation.c.deleted_at.is_(None)).values(deleted_at=last)
+            these = update(annotation_table).where(
+                annotation_table.c.project_id == project_id, annotation_table.c.id.in_(ids)
+            )
+            self._connection.execute(
+                these.where(annotation_table.c.deleted_at < deleted_at).values(deleted_at=deleted_at)
+            )
+            last = case((annotation_table.c.updated_at > deleted_at, annotation_table.c.updated_at), else_=deleted_at)
+            live = these.where(annotation_table.c.deleted_at.is_(None)).values(deleted_at=last)
             n_live += self._connection.execute(live).rowcount
             self._connection.execute(
-                insert(self._connection, annotation).on_conflict_do_nothing(),
+                insert(self._connection, annotation_table).on_conflict_do_nothing(),
                 [_tombstone_columns(project_id, annotation_id, deleted_at) for annotation_id in ids],
             )
         return n_live
@@ -68,20 +72,24 @@ class SqlAnnotationStore:
         """Return all live annotations of tasks that are known, by id."""
         statement = (
             select(*_COLUMNS)
-            .join(task, (task.c.project_id == annotation.c.project_id) & (task.c.id == annotation.c.task_id))
-            .where(annotation.c.project_id == project_id, annotation.c.deleted_at.is_(None))
-            .order_by(annotation.c.id)
+            .join(
+                task_table,
+                (task_table.c.project_id == annotation_table.c.project_id)
+                & (task_table.c.id == annotation_table.c.task_id),
+            )
+            .where(annotation_table.c.project_id == project_id, annotation_table.c.deleted_at.is_(None))
+            .order_by(annotation_table.c.id)
         )
         return [_annotation(row) for row in self._connection.execute(statement)]
 
 
 _COLUMNS = (
-    annotation.c.id,
-    annotation.c.task_id,
-    annotation.c.class_names,
-    annotation.c.updated_at,
-    annotation.c.ground_truth,
-    annotation.c.annotator_id,
+    annotation_table.c.id,
+    annotation_table.c.task_id,
+    annotation_table.c.class_names,
+    annotation_table.c.updated_at,
+    annotation_table.c.ground_truth,
+    annotation_table.c.annotator_id,
 )
 
 

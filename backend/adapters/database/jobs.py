@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Update, delete, insert, select, update
 
-from backend.adapters.database.tables import job
+from backend.adapters.database.tables import job_table
 from backend.domain import Job, JobKind, JobStatus, Progress
 from backend.errors import JobLost, NotFound
 
@@ -27,7 +27,7 @@ class SqlJobStore:
         already = self.queued(project_id, kind)
         if already is not None:
             return self._change(already.id, run_after=run_after)
-        statement = insert(job).values(
+        statement = insert(job_table).values(
             project_id=project_id,
             kind=kind,
             status=JobStatus.QUEUED,
@@ -37,12 +37,14 @@ class SqlJobStore:
             cancel_requested=False,
             progress=asdict(Progress()),
         )
-        return _job(self._connection.execute(statement.returning(*job.c)).one())
+        return _job(self._connection.execute(statement.returning(*job_table.c)).one())
 
     def queued(self, project_id: int, kind: JobKind) -> Job | None:
         """Return the queued job of this kind, if any."""
         row = self._connection.execute(
-            select(job).where(job.c.project_id == project_id, job.c.kind == kind, job.c.status == JobStatus.QUEUED)
+            select(job_table).where(
+                job_table.c.project_id == project_id, job_table.c.kind == kind, job_table.c.status == JobStatus.QUEUED
+            )
         ).one_or_none()
         return None if row is None else _job(row)
 
@@ -51,20 +53,25 @@ class SqlJobStore:
 
         A job whose project already runs one of the same kind is not due. Counts an attempt.
         """
-        running = job.alias("running")
+        running = job_table.alias("running")
         same_runs = (
             select(running.c.id)
             .where(
-                running.c.project_id == job.c.project_id,
-                running.c.kind == job.c.kind,
+                running.c.project_id == job_table.c.project_id,
+                running.c.kind == job_table.c.kind,
                 running.c.status == JobStatus.RUNNING,
             )
             .exists()
         )
         due = self._connection.execute(
-            select(job)
-            .where(job.c.status == JobStatus.QUEUED, job.c.kind.in_(kinds), job.c.run_after <= now, ~same_runs)
-            .order_by(job.c.run_after, job.c.id)
+            select(job_table)
+            .where(
+                job_table.c.status == JobStatus.QUEUED,
+                job_table.c.kind.in_(kinds),
+                job_table.c.run_after <= now,
+                ~same_runs,
+            )
+            .order_by(job_table.c.run_after, job_table.c.id)
             .limit(1)
         ).one_or_none()
         if due is None:
@@ -112,7 +119,9 @@ class SqlJobStore:
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return those that are queued again."""
         expired = self._connection.execute(
-            select(job).where(job.c.status == JobStatus.RUNNING, job.c.lease_until <= now).order_by(job.c.id)
+            select(job_table)
+            .where(job_table.c.status == JobStatus.RUNNING, job_table.c.lease_until <= now)
+            .order_by(job_table.c.id)
         ).all()
         put_back = [
             self._put_back(_job(row), now, f"worker {row.worker} stopped renewing its lease") for row in expired
@@ -138,24 +147,30 @@ class SqlJobStore:
         Raises:
             NotFound: there is no such job.
         """
-        row = self._connection.execute(select(job).where(job.c.id == job_id)).one_or_none()
+        row = self._connection.execute(select(job_table).where(job_table.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no job {job_id}: it never was, or it finished long ago and was cleared away")
         return _job(row)
 
     def all(self, project_id: int, limit: int = 100) -> list[Job]:
         """Return a project's jobs, newest first."""
-        statement = select(job).where(job.c.project_id == project_id).order_by(job.c.id.desc()).limit(limit)
+        statement = (
+            select(job_table).where(job_table.c.project_id == project_id).order_by(job_table.c.id.desc()).limit(limit)
+        )
         return [_job(row) for row in self._connection.execute(statement)]
 
     def prune(self, finished_before: datetime) -> int:
         """Delete final jobs that finished before a moment; return how many."""
-        statement = delete(job).where(job.c.status.in_(FINAL_STATUSES), job.c.finished_at < finished_before)
+        statement = delete(job_table).where(
+            job_table.c.status.in_(FINAL_STATUSES), job_table.c.finished_at < finished_before
+        )
         return self._connection.execute(statement).rowcount
 
     def _held(self, job_id: int, worker: str) -> Job:
         row = self._connection.execute(
-            select(job).where(job.c.id == job_id, job.c.worker == worker, job.c.status == JobStatus.RUNNING)
+            select(job_table).where(
+                job_table.c.id == job_id, job_table.c.worker == worker, job_table.c.status == JobStatus.RUNNING
+            )
         ).one_or_none()
         if row is None:
             raise JobLost(f"job {job_id} is no longer run by worker {worker}: stop working on it")
@@ -191,8 +206,8 @@ class SqlJobStore:
         )
 
     def _change(self, job_id: int, **columns: Any) -> Job:
-        changed: Update = update(job).where(job.c.id == job_id).values(columns)
-        return _job(self._connection.execute(changed.returning(*job.c)).one())
+        changed: Update = update(job_table).where(job_table.c.id == job_id).values(columns)
+        return _job(self._connection.execute(changed.returning(*job_table.c)).one())
 
 
 def _job(row: Row[Any]) -> Job:

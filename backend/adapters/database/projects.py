@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from backend.adapters.database.tables import project
+from backend.adapters.database.tables import project_table
 from backend.domain import LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
 
@@ -23,15 +23,15 @@ class SqlProjectStore:
     def resolve(self, identity: ProjectIdentity) -> Project:
         """Return the project with this identity; make it when it was never seen, which takes a write transaction."""
         row = self._connection.execute(
-            select(project).where(
-                project.c.label_studio_id == identity.label_studio_id,
-                project.c.created_stamp == identity.created_stamp,
+            select(project_table).where(
+                project_table.c.label_studio_id == identity.label_studio_id,
+                project_table.c.created_stamp == identity.created_stamp,
             )
         ).one_or_none()
         if row is not None:
             return _project(row)
         made = Project(id=self._free_id(identity.label_studio_id), identity=identity)
-        self._connection.execute(insert(project).values(**_columns(made), last_version_number=0))
+        self._connection.execute(insert(project_table).values(**_columns(made), last_version_number=0))
         return made
 
     def get(self, project_id: int) -> Project:
@@ -40,30 +40,30 @@ class SqlProjectStore:
         Raises:
             NotFound: there is none with this id.
         """
-        row = self._connection.execute(select(project).where(project.c.id == project_id)).one_or_none()
+        row = self._connection.execute(select(project_table).where(project_table.c.id == project_id)).one_or_none()
         if row is None:
             raise _unknown(project_id)
         return _project(row)
 
     def all(self) -> list[Project]:
         """Return all projects by id."""
-        return [_project(row) for row in self._connection.execute(select(project).order_by(project.c.id))]
+        return [_project(row) for row in self._connection.execute(select(project_table).order_by(project_table.c.id))]
 
-    def save(self, changed: Project) -> None:
+    def save(self, project: Project) -> None:
         """Store all fields of a known project.
 
         Raises:
             NotFound: there is none with this id.
         """
-        statement = update(project).where(project.c.id == changed.id).values(**_columns(changed))
+        statement = update(project_table).where(project_table.c.id == project.id).values(**_columns(project))
         if self._connection.execute(statement).rowcount == 0:
-            raise _unknown(changed.id)
+            raise _unknown(project.id)
 
     def _free_id(self, label_studio_id: int) -> int:
-        taken = self._connection.scalar(select(project.c.id).where(project.c.id == label_studio_id))
+        taken = self._connection.scalar(select(project_table.c.id).where(project_table.c.id == label_studio_id))
         if taken is None:
             return label_studio_id
-        highest = self._connection.scalar(select(func.max(project.c.id))) or 0
+        highest = self._connection.scalar(select(func.max(project_table.c.id))) or 0
         return max(FIRST_OWN_ID, highest + 1)
 
 

@@ -69,7 +69,7 @@ def _decoded_names(encoded: str) -> tuple[str, ...]:
 
 metadata = MetaData()
 
-project = Table(
+project_table = Table(
     "project",
     metadata,
     Column("id", BigInteger, primary_key=True, autoincrement=False),
@@ -87,7 +87,7 @@ project = Table(
     UniqueConstraint("label_studio_id", "created_stamp", name="project_identity"),
 )
 
-task = Table(
+task_table = Table(
     "task",
     metadata,
     Column("project_id", BigInteger, ForeignKey("project.id", name="task_project"), primary_key=True),
@@ -109,7 +109,7 @@ task = Table(
 
 # A deleted annotation stays as a tombstone: ``deleted_at`` set, and of one that was never seen nothing else.
 # ``task_id`` refers to no row: an annotation may come before its task.
-annotation = Table(
+annotation_table = Table(
     "annotation",
     metadata,
     Column("project_id", BigInteger, ForeignKey("project.id", name="annotation_project"), primary_key=True),
@@ -123,7 +123,7 @@ annotation = Table(
     Index("annotation_task", "project_id", "task_id"),
 )
 
-job = Table(
+job_table = Table(
     "job",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
@@ -161,7 +161,7 @@ job = Table(
     sqlite_autoincrement=True,
 )
 
-version = Table(
+version_table = Table(
     "version",
     metadata,
     Column("project_id", BigInteger, ForeignKey("project.id", name="version_project"), primary_key=True),

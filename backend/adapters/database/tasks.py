@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
 
 from backend.adapters.database.statements import AnyRow, chunks, replace
-from backend.adapters.database.tables import annotation, task
+from backend.adapters.database.tables import annotation_table, task_table
 from backend.domain import Task
 
 
@@ -31,7 +31,9 @@ class SqlTaskStore:
             row.id: row.image_url
             for ids in chunks(list(wanted))
             for row in self._connection.execute(
-                select(task.c.id, task.c.image_url).where(task.c.project_id == project_id, task.c.id.in_(ids))
+                select(task_table.c.id, task_table.c.image_url).where(
+                    task_table.c.project_id == project_id, task_table.c.id.in_(ids)
+                )
             )
         }
         changed = [
@@ -47,7 +49,7 @@ class SqlTaskStore:
             for task_id, image_url in wanted.items()
             if task_id not in stored or stored[task_id] != image_url
         ]
-        replace(self._connection, task, changed)
+        replace(self._connection, task_table, changed)
         return len(changed)
 
     def delete(self, project_id: int, task_ids: Sequence[int]) -> int:
@@ -59,21 +61,23 @@ class SqlTaskStore:
         removed = 0
         for ids in chunks(task_ids):
             self._connection.execute(
-                update(annotation)
+                update(annotation_table)
                 .where(
-                    annotation.c.project_id == project_id,
-                    annotation.c.task_id.in_(ids),
-                    annotation.c.deleted_at.is_(None),
+                    annotation_table.c.project_id == project_id,
+                    annotation_table.c.task_id.in_(ids),
+                    annotation_table.c.deleted_at.is_(None),
                 )
-                .values(deleted_at=annotation.c.updated_at)
+                .values(deleted_at=annotation_table.c.updated_at)
             )
-            these = self._connection.execute(delete(task).where(task.c.project_id == project_id, task.c.id.in_(ids)))
+            these = self._connection.execute(
+                delete(task_table).where(task_table.c.project_id == project_id, task_table.c.id.in_(ids))
+            )
             removed += these.rowcount
         return removed
 
     def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
         """Return the known ones among these tasks, by id."""
-        found = [each for ids in chunks(task_ids) for each in self._select(project_id, task.c.id.in_(ids))]
+        found = [each for ids in chunks(task_ids) for each in self._select(project_id, task_table.c.id.in_(ids))]
         return sorted(found, key=lambda each: each.id)
 
     def all(self, project_id: int) -> list[Task]:
@@ -85,47 +89,47 @@ class SqlTaskStore:
 
         Tasks whose image has a problem are left out. Without a digest: tasks without any features.
         """
-        labelled = task.c.id.in_(
-            select(annotation.c.task_id).where(
-                annotation.c.project_id == project_id,
-                annotation.c.deleted_at.is_(None),
-                annotation.c.class_names != (),
+        labelled = task_table.c.id.in_(
+            select(annotation_table.c.task_id).where(
+                annotation_table.c.project_id == project_id,
+                annotation_table.c.deleted_at.is_(None),
+                annotation_table.c.class_names != (),
             )
         )
         statement = (
             select(*_COLUMNS)
             .where(
-                task.c.project_id == project_id,
-                task.c.image_url.is_not(None),
-                task.c.image_problem.is_(None),
+                task_table.c.project_id == project_id,
+                task_table.c.image_url.is_not(None),
+                task_table.c.image_problem.is_(None),
                 _has_no_features(backbone_digest),
             )
-            .order_by(labelled.desc(), task.c.id)
+            .order_by(labelled.desc(), task_table.c.id)
             .limit(limit)
         )
         return [_task(row) for row in self._connection.execute(statement)]
 
-    def record_image(self, project_id: int, task_with_image: Task) -> None:
+    def record_image(self, project_id: int, task: Task) -> None:
         """Store digest, problem and backbone digest of the task's image, if the task still has that ``image_url``."""
         self._connection.execute(
-            update(task)
+            update(task_table)
             .where(
-                task.c.project_id == project_id,
-                task.c.id == task_with_image.id,
-                task.c.image_url == task_with_image.image_url,
+                task_table.c.project_id == project_id,
+                task_table.c.id == task.id,
+                task_table.c.image_url == task.image_url,
             )
             .values(
-                image_digest=task_with_image.image_digest,
-                image_problem=task_with_image.image_problem,
-                backbone_digest=task_with_image.backbone_digest,
+                image_digest=task.image_digest,
+                image_problem=task.image_problem,
+                backbone_digest=task.backbone_digest,
             )
         )
 
     def forgive_problems(self, project_id: int) -> int:
         """Clear the image problems of a project, so that its images are tried again; return how many."""
         statement = (
-            update(task)
-            .where(task.c.project_id == project_id, task.c.image_problem.is_not(None))
+            update(task_table)
+            .where(task_table.c.project_id == project_id, task_table.c.image_problem.is_not(None))
             .values(image_problem=None)
         )
         return self._connection.execute(statement).rowcount
@@ -133,12 +137,14 @@ class SqlTaskStore:
     def record_pushed(self, project_id: int, task_ids: Sequence[int], version: str) -> None:
         """Store that Label Studio holds this version's suggestion for these tasks."""
         for ids in chunks(task_ids):
-            these = update(task).where(task.c.project_id == project_id, task.c.id.in_(ids))
+            these = update(task_table).where(task_table.c.project_id == project_id, task_table.c.id.in_(ids))
             self._connection.execute(these.values(pushed_version=version))
 
     def forget_pushed(self, project_id: int) -> None:
         """Store that Label Studio holds no suggestion of ours for any task."""
-        pushed = update(task).where(task.c.project_id == project_id, task.c.pushed_version.is_not(None))
+        pushed = update(task_table).where(
+            task_table.c.project_id == project_id, task_table.c.pushed_version.is_not(None)
+        )
         self._connection.execute(pushed.values(pushed_version=None))
 
     def count(self, project_id: int) -> int:
@@ -147,30 +153,37 @@ class SqlTaskStore:
 
     def count_embedded(self, project_id: int, backbone_digest: str | None) -> int:
         """Return the number of tasks with features of this backbone; none has features of no backbone."""
-        return 0 if backbone_digest is None else self._count(project_id, task.c.backbone_digest == backbone_digest)
+        return (
+            0 if backbone_digest is None else self._count(project_id, task_table.c.backbone_digest == backbone_digest)
+        )
 
     def problems(self, project_id: int, limit: int) -> list[Task]:
         """Return up to ``limit`` tasks whose image has a problem, by id."""
-        return self._select(project_id, task.c.image_problem.is_not(None), limit=limit)
+        return self._select(project_id, task_table.c.image_problem.is_not(None), limit=limit)
 
     def _select(self, project_id: int, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Task]:
         statement = (
-            select(*_COLUMNS).where(task.c.project_id == project_id, *conditions).order_by(task.c.id).limit(limit)
+            select(*_COLUMNS)
+            .where(task_table.c.project_id == project_id, *conditions)
+            .order_by(task_table.c.id)
+            .limit(limit)
         )
         return [_task(row) for row in self._connection.execute(statement)]
 
     def _count(self, project_id: int, *conditions: ColumnElement[bool]) -> int:
-        statement = select(func.count()).select_from(task).where(task.c.project_id == project_id, *conditions)
+        statement = (
+            select(func.count()).select_from(task_table).where(task_table.c.project_id == project_id, *conditions)
+        )
         return self._connection.execute(statement).scalar_one()
 
 
 _COLUMNS = (
-    task.c.id,
-    task.c.image_url,
-    task.c.image_digest,
-    task.c.image_problem,
-    task.c.backbone_digest,
-    task.c.pushed_version,
+    task_table.c.id,
+    task_table.c.image_url,
+    task_table.c.image_digest,
+    task_table.c.image_problem,
+    task_table.c.backbone_digest,
+    task_table.c.pushed_version,
 )
 
 
@@ -187,8 +200,5 @@ def _task(row: AnyRow) -> Task:
 
 
 def _has_no_features(backbone_digest: str | None) -> ColumnElement[bool]:
-    has_none = task.c.backbone_digest.is_(None)
-    if backbone_digest is None:
-        return has_none
-    # Two ranges instead of one inequality: ranges are read from the index, so that nothing to do costs nothing.
-    return or_(has_none, task.c.backbone_digest < backbone_digest, task.c.backbone_digest > backbone_digest)
+    has_none = task_table.c.backbone_digest.is_(None)
+    return has_none if backbone_digest is None else or_(has_none, task_table.c.backbone_digest != backbone_digest)

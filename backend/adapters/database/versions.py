@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from backend.adapters.database.tables import project, version
+from backend.adapters.database.tables import project_table, version_table
 from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
 from backend.errors import Conflict, NotFound
 
@@ -26,29 +26,31 @@ class SqlVersionStore:
             NotFound: there is no such project.
         """
         statement = (
-            update(project)
-            .where(project.c.id == project_id)
-            .values(last_version_number=project.c.last_version_number + 1)
-            .returning(project.c.last_version_number)
+            update(project_table)
+            .where(project_table.c.id == project_id)
+            .values(last_version_number=project_table.c.last_version_number + 1)
+            .returning(project_table.c.last_version_number)
         )
         number: int | None = self._connection.scalar(statement)
         if number is None:
             raise NotFound(f"there is no project {project_id} to number a version of")
         return number
 
-    def add(self, new: ModelVersion) -> None:
+    def add(self, version: ModelVersion) -> None:
         """Store a new version; one that was numbered elsewhere raises the project's count to its number."""
-        self._connection.execute(insert(version).values(**_columns(new)))
+        self._connection.execute(insert(version_table).values(**_columns(version)))
         self._connection.execute(
-            update(project)
-            .where(project.c.id == new.project_id, project.c.last_version_number < new.number)
-            .values(last_version_number=new.number)
+            update(project_table)
+            .where(project_table.c.id == version.project_id, project_table.c.last_version_number < version.number)
+            .values(last_version_number=version.number)
         )
 
     def active(self, project_id: int) -> ModelVersion | None:
         """Return the active version, if any."""
         row = self._connection.execute(
-            select(version).where(version.c.project_id == project_id, version.c.status == VersionStatus.ACTIVE)
+            select(version_table).where(
+                version_table.c.project_id == project_id, version_table.c.status == VersionStatus.ACTIVE
+            )
         ).one_or_none()
         return None if row is None else _version(row)
 
@@ -59,7 +61,7 @@ class SqlVersionStore:
             NotFound: the project has no such version.
         """
         row = self._connection.execute(
-            select(version).where(version.c.project_id == project_id, version.c.name == name)
+            select(version_table).where(version_table.c.project_id == project_id, version_table.c.name == name)
         ).one_or_none()
         if row is None:
             raise NotFound(f"project {project_id} has no version {name!r}: see GET /api/projects/{project_id}/versions")
@@ -67,7 +69,11 @@ class SqlVersionStore:
 
     def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
-        statement = select(version).where(version.c.project_id == project_id).order_by(version.c.number.desc())
+        statement = (
+            select(version_table)
+            .where(version_table.c.project_id == project_id)
+            .order_by(version_table.c.number.desc())
+        )
         return [_version(row) for row in self._connection.execute(statement)]
 
     def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
@@ -78,8 +84,8 @@ class SqlVersionStore:
         """
         chosen = self.get(project_id, name)
         self._connection.execute(
-            update(version)
-            .where(version.c.project_id == project_id, version.c.status == VersionStatus.ACTIVE)
+            update(version_table)
+            .where(version_table.c.project_id == project_id, version_table.c.status == VersionStatus.ACTIVE)
             .values(status=VersionStatus.RETIRED)
         )
         self._mark(chosen, VersionStatus.ACTIVE, reason)
@@ -99,8 +105,8 @@ class SqlVersionStore:
 
     def _mark(self, known: ModelVersion, status: VersionStatus, reason: str) -> None:
         self._connection.execute(
-            update(version)
-            .where(version.c.project_id == known.project_id, version.c.number == known.number)
+            update(version_table)
+            .where(version_table.c.project_id == known.project_id, version_table.c.number == known.number)
             .values(status=status, reason=reason)
         )
 
