@@ -1,1 +1,286 @@
 """Small stand-ins for ports, for unit tests only."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from backend.domain import (
+    AnnotatedTask,
+    Annotation,
+    Job,
+    LabelConfig,
+    LabelSchema,
+    Progress,
+    ProjectIdentity,
+    ProjectSnapshot,
+    Suggestion,
+    Task,
+    Webhook,
+)
+from backend.errors import EmbedderUnavailable, ImageError, ImageNotFound, LabelStudioError, LabelStudioRejected
+from backend.ports import CachedImage, Embedding, ReportProgress
+from tests.factories import BASE_DIGEST, NOON
+
+
+class FakeClock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        self._now = now
+
+    def now(self) -> datetime:
+        return self._now
+
+    def forward(self, seconds: float) -> datetime:
+        self._now += timedelta(seconds=seconds)
+        return self._now
+
+
+class FakeImages:
+    """Images by address: bytes, or the error that fetching them ends with.
+
+    An address like ``…/cat-7.png`` that nobody set is the seventh picture of a cat.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.contents: dict[str, bytes | ImageError] = {}
+        self.fetched: list[str] = []
+        self._lock = threading.Lock()
+
+    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:
+        with self._lock:
+            self.fetched.append(image_url)
+        content = self.contents.get(image_url, Path(image_url).stem.replace("-", " ").encode())
+        if isinstance(content, ImageError):
+            raise content
+        if not image_url:
+            raise ImageNotFound(f"task {label_studio_task_id} names no image")
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._folder / digest
+        path.write_bytes(content)
+        return CachedImage(digest=digest, path=path)
+
+    def cached(self, digest: str) -> CachedImage | None:
+        path = self._folder / digest
+        return CachedImage(digest=digest, path=path) if path.is_file() else None
+
+
+class FakeEmbedder:
+    """Features from a file's content, ``b"<class> <number>"``: near each other within a class.
+
+    A content that begins with ``broken`` cannot be read; nothing can while ``down``.
+    """
+
+    BLOCK_SIZES = (4, 12)
+
+    def __init__(self, digest: str = BASE_DIGEST) -> None:
+        self.digest = digest
+        self.finetuned: set[str] = set()
+        self.down = False
+        self.embedded: list[Path] = []
+        self.before_embedding: Callable[[], None] = lambda: None
+
+    def base_digest(self) -> str:
+        self._check()
+        return self.digest
+
+    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+        self._check()
+        digest = backbone_digest or self.digest
+        if digest != self.digest and digest not in self.finetuned:
+            raise EmbedderUnavailable(f"no artifact backbones/{digest}")
+        self.before_embedding()
+        self.embedded += paths
+        contents = [path.read_bytes() for path in paths]
+        problems = {i: "not an image" for i, content in enumerate(contents) if content.startswith(b"broken")}
+        rows = [self.features(content, digest) for i, content in enumerate(contents) if i not in problems]
+        return Embedding(
+            backbone_digest=digest,
+            block_sizes=self.BLOCK_SIZES,
+            features=np.array(rows, dtype=np.float16).reshape(-1, sum(self.BLOCK_SIZES)),
+            problems=problems,
+        )
+
+    def features(self, content: bytes, digest: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        centre = _direction(content.split(b" ")[0] + digest.encode(), sum(self.BLOCK_SIZES))
+        return 2 * centre + _direction(content, sum(self.BLOCK_SIZES)) / 2
+
+    def _check(self) -> None:
+        if self.down:
+            raise EmbedderUnavailable("the embedding process is not up yet: try again shortly")
+
+
+def _direction(seed: bytes, n: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")).standard_normal(n)
+
+
+@dataclass(kw_only=True)
+class FakeProject:
+    """A project of the in-memory Label Studio."""
+
+    identity: ProjectIdentity
+    title: str
+    label_config: LabelConfig
+    model_version: str | None = "Tandem"
+    tasks: dict[int, Task] = field(default_factory=dict)
+    annotations: dict[int, Annotation] = field(default_factory=dict)
+    webhooks: list[Webhook] = field(default_factory=list)
+    predictions: list[Suggestion] = field(default_factory=list)
+    backends: list[str] = field(default_factory=list)
+
+
+class FakeGateway:
+    """An in-memory Label Studio, with its habit of clearing the pointer to a version whose predictions are deleted.
+
+    ``error`` is what every call raises; ``no_webhooks`` what making or repairing one raises.
+    """
+
+    PAGE_SIZE = 3
+    base_url = "http://label-studio.test"
+
+    def __init__(self) -> None:
+        self.projects: dict[int, FakeProject] = {}
+        self.error: LabelStudioError | None = None
+        self.no_webhooks: LabelStudioError | None = None
+        self.calls: list[str] = []
+        self.while_listing: Callable[[], None] = lambda: None
+        self.after_import: Callable[[], None] = lambda: None
+
+    def add_project(self, snapshot: ProjectSnapshot, *, backend_url: str | None = None) -> FakeProject:
+        project = FakeProject(
+            identity=snapshot.identity,
+            title=snapshot.title or "",
+            label_config=snapshot.label_config or LabelConfig(),
+        )
+        project.backends += [backend_url] if backend_url else []
+        self.projects[snapshot.identity.label_studio_id] = project
+        return project
+
+    def project(self, project: int) -> ProjectSnapshot:
+        found = self._open("project", project)
+        return ProjectSnapshot(
+            identity=found.identity,
+            title=found.title,
+            label_config=found.label_config,
+            task_count=len(found.tasks),
+            annotation_count=len(found.annotations),
+            model_version=found.model_version,
+        )
+
+    def connected_projects(self, backend_url: str) -> list[int]:
+        self._open("connected_projects")
+        return [number for number, project in self.projects.items() if backend_url in project.backends]
+
+    def annotated_tasks(self, project: int, schema: LabelSchema) -> Iterator[list[AnnotatedTask]]:
+        found = self._open("annotated_tasks", project)
+        tasks = list(found.tasks.values())
+        for start in range(0, len(tasks), self.PAGE_SIZE):
+            yield [
+                AnnotatedTask(
+                    task=task,
+                    annotations=tuple(each for each in found.annotations.values() if each.task_id == task.id),
+                )
+                for task in tasks[start : start + self.PAGE_SIZE]
+            ]
+            self.while_listing()
+
+    def webhooks(self, project: int) -> list[Webhook]:
+        return list(self._open("webhooks", project).webhooks)
+
+    def create_webhook(self, project: int, url: str) -> None:
+        found = self._open("create_webhook", project)
+        if self.no_webhooks:
+            raise self.no_webhooks
+        found.webhooks.append(make_webhook(url, webhook_id=len(found.webhooks) + 1))
+
+    def repair_webhook(self, project: int, webhook: Webhook) -> None:
+        found = self._open("repair_webhook", project)
+        if self.no_webhooks:
+            raise self.no_webhooks
+        repaired = make_webhook(webhook.url, webhook_id=webhook.id)
+        found.webhooks = [repaired if each.id == webhook.id else each for each in found.webhooks]
+
+    def import_predictions(self, project: int, schema: LabelSchema, suggestions: Sequence[Suggestion]) -> int:
+        found = self._open("import_predictions", project)
+        unknown = [each.task_id for each in suggestions if each.task_id not in found.tasks]
+        if unknown:
+            raise LabelStudioRejected(f"there are no tasks {unknown}", status=400)
+        found.predictions += suggestions
+        self.after_import()
+        return len(suggestions)
+
+    def model_versions(self, project: int) -> dict[str, int]:
+        return dict(Counter(each.version for each in self._open("model_versions", project).predictions))
+
+    def set_model_version(self, project: int, version: str) -> None:
+        found = self._open("set_model_version", project)
+        if version not in {each.version for each in found.predictions}:
+            raise LabelStudioRejected(f"there are no predictions of {version}", status=400)
+        found.model_version = version
+
+    def delete_predictions(self, project: int, version: str) -> None:
+        found = self._open("delete_predictions", project)
+        found.predictions = [each for each in found.predictions if each.version != version]
+        if found.model_version == version:
+            found.model_version = None
+
+    def _open(self, call: str, project: int | None = None) -> FakeProject:
+        self.calls.append(call)
+        if self.error:
+            raise self.error
+        if project is None:
+            return next(iter(self.projects.values()), None)  # type: ignore[return-value]  # nobody looks at it
+        if project not in self.projects:
+            raise LabelStudioRejected(f"project {project} is not there", status=404)
+        return self.projects[project]
+
+
+def make_webhook(url: str, *, webhook_id: int = 1) -> Webhook:
+    """A webhook as it has to be."""
+    return Webhook(
+        id=webhook_id,
+        url=url,
+        is_active=True,
+        sends_payload=True,
+        all_actions=True,
+        header_names=("X-Webhook-Secret",),
+        has_our_secret=True,
+    )
+
+
+class FakeExecutor:
+    """Runs jobs by calling a function of the job and of ``report``."""
+
+    def __init__(self, action: Callable[[Job, ReportProgress], str] = lambda job, report: "done") -> None:
+        self.action = action
+        self.ran: list[Job] = []
+        self.closed = False
+
+    def run(self, job: Job, report: ReportProgress) -> str:
+        self.ran.append(job)
+        return self.action(job, report)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Reports:
+    """Keeps the progress that was reported."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def __call__(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+

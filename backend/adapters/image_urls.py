@@ -22,6 +22,8 @@ _SERVED = re.compile(r"/(data/|storage-data/|(tasks|projects)/[0-9]+/(presign|re
 
 def shorten(image_url: str) -> str:
     """Return as much of a URL as may stand in messages: no password, no signature, no image."""
+    if not image_url:
+        return "no URL"
     if is_data_uri(image_url):
         return f"{image_url[:SHOWN_CHARACTERS].partition(',')[0]},…"
     address, _, query = image_url.partition("?")

@@ -36,8 +36,10 @@ def open_below(root: Path, path: str) -> BinaryIO | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise ImageForbidden("a path through a symbolic link is not opened") from None
+        if error.errno == errno.ELOOP:
+            raise ImageForbidden("a path through a symbolic link is not opened") from None
+        if error.errno == errno.EACCES:
+            raise ImageForbidden("the user that Tandem runs as may not read this file") from None
+        raise
     finally:
         os.close(descriptor)

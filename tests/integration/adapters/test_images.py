@@ -28,7 +28,7 @@ from backend.errors import (
     LabelStudioUnauthorized,
     LabelStudioUnavailable,
 )
-from tests.unit.adapters.test_addresses import answer
+from tests.fakes import resolver
 
 KEY = "Token canary-5d8f"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
@@ -299,7 +299,7 @@ def test_each_host_is_resolved_once_for_each_connection(make_fetcher, other):
 
     def resolve(host, port):
         asked.append(host)
-        return answer("10.0.0.1" if len(asked) == 1 else "127.0.0.1")(host, port)
+        return resolver("10.0.0.1" if len(asked) == 1 else "127.0.0.1")(host, port)
 
     refusal(make_fetcher(resolve=resolve), f"http://rebinding.example:{other.port}/cat.png", ImageForbidden)
     assert asked == ["rebinding.example"]
@@ -308,7 +308,7 @@ def test_each_host_is_resolved_once_for_each_connection(make_fetcher, other):
 
 def test_the_name_of_a_host_stays_in_the_request(make_fetcher, other):
     other.pages["/cat.png"] = PNG
-    fetcher = make_fetcher(image_hosts=("images.test",), resolve=answer("127.0.0.1"))
+    fetcher = make_fetcher(image_hosts=("images.test",), resolve=resolver("127.0.0.1"))
     assert fetch(fetcher, f"http://images.test:{other.port}/cat.png") == PNG
     assert other.requests[0][1]["Host"] == f"images.test:{other.port}"
 
@@ -334,7 +334,7 @@ def test_proxies_of_the_environment_are_ignored(make_fetcher, label_studio, othe
 def test_the_key_stays_when_label_studio_redirects_elsewhere(make_fetcher, label_studio, other, location):
     label_studio.pages["/data/upload/5/cat.png"] = redirect(location.format(other=other.url, port=other.port))
     other.pages["/data/upload/5/x.png"] = PNG
-    fetcher = make_fetcher(image_hosts=("127.0.0.1", "images.test"), resolve=answer("127.0.0.1"))
+    fetcher = make_fetcher(image_hosts=("127.0.0.1", "images.test"), resolve=resolver("127.0.0.1"))
     assert fetch(fetcher, "/data/upload/5/cat.png") == PNG
     assert label_studio.saw_key
     assert not other.saw_key
@@ -626,7 +626,7 @@ def secure(tmp_path):
 def test_a_certificate_is_checked_against_the_name(make_fetcher, secure, tmp_path):
     fetcher = make_fetcher(
         image_hosts=("images.test", "impostor.test"),
-        resolve=answer("127.0.0.1"),
+        resolve=resolver("127.0.0.1"),
         ca_file=str(tmp_path / "certificate.pem"),
     )
     assert fetch(fetcher, f"https://images.test:{secure.port}/cat.png") == PNG
@@ -635,6 +635,6 @@ def test_a_certificate_is_checked_against_the_name(make_fetcher, secure, tmp_pat
 
 
 def test_an_unknown_authority_is_not_accepted(make_fetcher, secure):
-    fetcher = make_fetcher(image_hosts=("images.test",), resolve=answer("127.0.0.1"))
+    fetcher = make_fetcher(image_hosts=("images.test",), resolve=resolver("127.0.0.1"))
     refusal(fetcher, f"https://images.test:{secure.port}/cat.png", ImageUnavailable, 1)
     assert not secure.requests

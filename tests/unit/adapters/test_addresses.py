@@ -11,20 +11,9 @@ import pytest
 
 from backend.adapters.addresses import AddressGuard, Deadline, is_public
 from backend.errors import ImageForbidden
+from tests.fakes import resolver
 
 PUBLIC = "93.184.216.34"
-
-
-def answer(*addresses: str):
-    """Return a resolver that gives these addresses for every host."""
-
-    def resolve(_host: str, port: int):
-        return [
-            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-            for address in addresses
-        ]
-
-    return resolve
 
 
 @pytest.mark.parametrize(
@@ -87,12 +76,12 @@ def test_loopback_is_refused_in_every_notation(host):
 
 def test_one_private_address_among_public_ones_is_enough():
     with Deadline(5), pytest.raises(ImageForbidden):
-        AddressGuard((), answer(PUBLIC, "10.0.0.1")).connect("images.example", 80, 1)
+        AddressGuard((), resolver(PUBLIC, "10.0.0.1")).connect("images.example", 80, 1)
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
     """DNS rebinding: the second answer would be loopback, but nobody asks a second time."""
-    answers = [answer(PUBLIC), answer("127.0.0.1")]
+    answers = [resolver(PUBLIC), resolver("127.0.0.1")]
     connected = []
 
     class RecordingSocket(socket.socket):
@@ -123,7 +112,7 @@ def test_trusted_hosts_may_be_anywhere(host, port, trusted):
     listener = socket.create_server(("127.0.0.1", 0))
 
     def resolve(host, _port):
-        return answer("127.0.0.1")(host, listener.getsockname()[1])
+        return resolver("127.0.0.1")(host, listener.getsockname()[1])
 
     guard = AddressGuard(("minio.internal", "store:9000", "[::1]"), resolve)
     with listener, Deadline(5):
@@ -134,12 +123,12 @@ def test_trusted_hosts_may_be_anywhere(host, port, trusted):
                 guard.connect(host, port, 1)
 
 
-def test_the_next_address_is_tried_when_one_does_not_answer():
+def test_the_next_address_is_tried_when_one_does_not_resolver():
     listener = socket.create_server(("127.0.0.1", 0))
 
     def resolve(host, port):
         port = listener.getsockname()[1]
-        return [*answer("127.0.0.2")(host, port), *answer("127.0.0.1")(host, port)]
+        return [*resolver("127.0.0.2")(host, port), *resolver("127.0.0.1")(host, port)]
 
     with listener, Deadline(5):
         AddressGuard(("store",), resolve).connect("store", 80, 1).close()
@@ -147,7 +136,7 @@ def test_the_next_address_is_tried_when_one_does_not_answer():
 
 def test_a_host_without_an_address():
     with Deadline(5), pytest.raises(OSError, match="has no address"):
-        AddressGuard((), answer()).connect("images.example", 80, 1)
+        AddressGuard((), resolver()).connect("images.example", 80, 1)
 
 
 def test_a_deadline_ends_what_it_watches():

@@ -129,6 +129,7 @@ def test_local_files(url, path):
         ("/data/local-files/?d=pets/1.png&token=secret", "/data/local-files/?d=pets/1.png"),
         ("data:image/png;base64,secret", "data:image/png;base64,…"),
         ("s3://bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("", "no URL"),
         ("http://x/\n\x1b[31m", "http://x/��[31m"),
     ],
 )
