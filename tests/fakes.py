@@ -57,7 +57,7 @@ class FakeImages:
         self.fetched: list[str] = []
         self._lock = threading.Lock()
 
-    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:
+    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:  # noqa: ARG002
         with self._lock:
             self.fetched.append(image_url)
         content = self.contents.get(image_url, Path(image_url).stem.replace("-", " ").encode())
@@ -94,7 +94,13 @@ class FakeEmbedder:
         self._check()
         return self.digest
 
-    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+    def embed(
+        self,
+        paths: Sequence[Path],
+        *,
+        backbone_digest: str | None = None,
+        urgent: bool = False,  # noqa: ARG002
+    ) -> Embedding:
         self._check()
         digest = backbone_digest or self.digest
         if digest != self.digest and digest not in self.finetuned:
@@ -181,7 +187,11 @@ class FakeGateway:
         self._open("connected_projects")
         return [number for number, project in self.projects.items() if backend_url in project.backends]
 
-    def annotated_tasks(self, project: int, schema: LabelSchema) -> Iterator[list[AnnotatedTask]]:
+    def annotated_tasks(
+        self,
+        project: int,
+        schema: LabelSchema,  # noqa: ARG002
+    ) -> Iterator[list[AnnotatedTask]]:
         found = self._open("annotated_tasks", project)
         tasks = list(found.tasks.values())
         for start in range(0, len(tasks), self.PAGE_SIZE):
@@ -210,7 +220,12 @@ class FakeGateway:
         repaired = make_webhook(webhook.url, webhook_id=webhook.id)
         found.webhooks = [repaired if each.id == webhook.id else each for each in found.webhooks]
 
-    def import_predictions(self, project: int, schema: LabelSchema, suggestions: Sequence[Suggestion]) -> int:
+    def import_predictions(
+        self,
+        project: int,
+        schema: LabelSchema,  # noqa: ARG002
+        suggestions: Sequence[Suggestion],
+    ) -> int:
         found = self._open("import_predictions", project)
         unknown = [each.task_id for each in suggestions if each.task_id not in found.tasks]
         if unknown:
@@ -261,7 +276,7 @@ def make_webhook(url: str, *, webhook_id: int = 1) -> Webhook:
 class FakeExecutor:
     """Runs jobs by calling a function of the job and of ``report``."""
 
-    def __init__(self, action: Callable[[Job, ReportProgress], str] = lambda job, report: "done") -> None:
+    def __init__(self, action: Callable[[Job, ReportProgress], str] = lambda _job, _report: "done") -> None:
         self.action = action
         self.ran: list[Job] = []
         self.closed = False
@@ -282,5 +297,3 @@ class Reports:
 
     def __call__(self, progress: Progress) -> None:
         self.seen.append(progress)
-
-
