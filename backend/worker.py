@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -36,6 +36,7 @@ LEASE = timedelta(seconds=30)
 HEARTBEAT_BEATS = 5
 POLL_S = 0.2
 JOB_HISTORY = timedelta(days=7)
+SYNC_REST_FACTOR = 20.0
 PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable)
 
 
@@ -166,10 +167,17 @@ class Worker:
                 for job in stores.jobs.requeue_expired(now):
                     log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
                 for project in stores.projects.all():
-                    last = [job for job in stores.jobs.all(project.id) if job.kind is JobKind.SYNC][:1]
-                    if not last or (last[0].finished_at and last[0].finished_at < now - self._sync_interval):
+                    if self._sync_is_due(stores.jobs.all(project.id), now):
                         self._scheduler.now(stores, project.id, JobKind.SYNC)
                 stores.jobs.prune(now - JOB_HISTORY)
+
+    def _sync_is_due(self, jobs: Sequence[Job], now: datetime) -> bool:
+        """Tell whether the last reconciliation is long ago, also by the time it took: it costs Label Studio much."""
+        last = next((job for job in jobs if job.kind is JobKind.SYNC), None)
+        if last is None or last.started_at is None or last.finished_at is None:
+            return last is None
+        rest = max(self._sync_interval, SYNC_REST_FACTOR * (last.finished_at - last.started_at))
+        return now > last.finished_at + rest
 
 
 class Heartbeat:

@@ -100,9 +100,11 @@ class Training:
             raise TrainingImpossible("no image is embedded yet")
         training_set = self.with_features(training_set, digest)
         fingerprint = training_set.fingerprint(digest)
-        same = next((version for version in training_set.versions if version.fingerprint == fingerprint), None)
-        if same and same.status in (VersionStatus.ACTIVE, VersionStatus.REJECTED):
-            return f"nothing new to learn since {same.name}"
+        for version in training_set.versions:
+            # the newest one too where it is retired: somebody rolled back from it, and wants it to stay so
+            settled = version.status in (VersionStatus.ACTIVE, VersionStatus.REJECTED)
+            if version.fingerprint == fingerprint and (settled or version is training_set.versions[0]):
+                return f"nothing new to learn since {version.name}"
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))

@@ -286,4 +286,7 @@ def test_an_earlier_version_can_be_brought_back(tandem: Tandem, annotator: Annot
 
     assert answer.json()["status"] == "active"
     wait_for(lambda: annotator.model_version() == earlier, "the earlier version's suggestions are back")
-    assert {prediction["model_version"] for prediction in annotator.predictions().values()} == {earlier}
+    wait_for(
+        lambda: {each["model_version"] for each in annotator.predictions().values()} == {earlier},
+        "the suggestions of other versions are gone",
+    )
