@@ -140,7 +140,7 @@ def choose_weights(name: str) -> WeightsEnum:
 def with_network(backbone: Backbone, network: FeatureNetwork) -> Backbone:
     """Return the backbone with another network of the same architecture, after fine-tuning, and its new digest."""
     network.eval()
-    digest = _digest(backbone.name, backbone.input_spec, network)
+    digest = _digest(backbone.name, backbone.input_spec, network, TRANSFORMS_VERSION)
     return replace(backbone, network=network, digest=digest, pretrained=True, note="")
 
 
@@ -222,14 +222,14 @@ def _describe(
         network=network,
         block_sizes=network.block_sizes,
         input_spec=spec,
-        digest=_digest(name, spec, network),
+        digest=_digest(name, spec, network, TRANSFORMS_VERSION),
         pretrained=pretrained,
         note=note,
         classes=classes,
     )
 
 
-def _digest(name: str, spec: InputSpec, network: nn.Module, transforms_version: int = TRANSFORMS_VERSION) -> str:
+def _digest(name: str, spec: InputSpec, network: nn.Module, transforms_version: int) -> str:
     digest = hashlib.sha256(json.dumps([name, asdict(spec), transforms_version], sort_keys=True).encode())
     for key, tensor in sorted(network.state_dict().items()):
         if not key.endswith("num_batches_tracked"):  # counts training steps, has no influence

@@ -21,6 +21,7 @@ from torch import nn
 
 from model.backbones import Backbone
 from model.blocks import FeatureNetwork
+from model.execution import bfloat16_pays
 from model.transforms import InputSpec, UnreadableImage, normalise, to_pixels
 
 _log = structlog.get_logger()
@@ -29,7 +30,6 @@ _CPU_BATCH_SIZE = 8  # larger ones fall out of the cache and are slower
 _CUDA_BATCH_SIZE = 128
 _BATCHES_AHEAD = 3
 Decoded = NDArray[np.uint8] | UnreadableImage
-_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16", "sve_bf16")
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -70,7 +70,7 @@ class Engine:
         self.backbone = backbone
         self.device = device
         self.batch_size = _CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE
-        self._bfloat16 = _bfloat16_is_fast(device)
+        self._bfloat16 = bfloat16_pays(torch.device(device))
         self._network = _prepared(backbone.network, device, bfloat16=self._bfloat16)
 
     def embed(
@@ -135,13 +135,6 @@ class Engine:
             features = features.nan_to_num(nan=0.0).clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
             array: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
         return array
-
-
-def _bfloat16_is_fast(device: str) -> bool:
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in _FAST_BFLOAT16)
 
 
 def _prepared(network: FeatureNetwork, device: str, *, bfloat16: bool) -> FeatureNetwork:
