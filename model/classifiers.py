@@ -8,67 +8,124 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.discriminant import fit_lda, fit_pool_lda
+from model.discriminant import Moments, fit_lda, fit_one_vs_rest_lda, fit_pool_lda, prior_of
 from model.head import FloatArray
 from model.logistic import fit_multinomial, fit_one_vs_rest
-from model.logits import LinearMap, softmax
+from model.logits import LinearMap, calibrated
 
 INVERSE_PENALTY = 100.0
+INVERSE_PENALTY_MULTIPLE = 1000.0
 PRIOR_COUNT = 0.5
+MAX_LOGISTIC_ROWS = 1000
 
 
 def fit_single_label(
-    coordinates: FloatArray, targets: NDArray[np.intp], n_classes: int, pool: FloatArray
+    coordinates: FloatArray, targets: NDArray[np.intp], moments: Moments, pool: FloatArray
 ) -> dict[str, LinearMap]:
-    """Fit each method for one class per image, by name; ``pool`` helps some of them when it is not empty.
+    """Fit each method for one class per image, by name; those that need a pool only when it is not empty.
 
     Args:
         coordinates: rows of labelled images, (n, p); n may be 0.
         targets: their class indices, (n,).
-        n_classes: k; classes without a label get a low, finite logit.
+        moments: of these rows and classes; classes without a label get a low, finite logit.
         pool: rows of images without a label, (m, p).
     """
-    counts = np.bincount(targets, minlength=n_classes)
-    present = np.flatnonzero(counts)
+    present = np.flatnonzero(moments.class_totals > 0)
     if len(present) < 2:
-        fitted = {"labelled": _constant(coordinates.shape[1], len(present))}
-        if len(pool):
-            fitted["pool"] = fitted["labelled"]
+        constant = _constant(coordinates.shape[1], len(present))
+        fitted = {"labelled": constant, "pool": constant, "both": constant} if len(pool) else {"labelled": constant}
     else:
-        fitted = _fit_present(coordinates, np.searchsorted(present, targets), pool)
-    return {name: _widened(linear_map, present, counts) for name, linear_map in fitted.items()}
+        kept = moments.of_classes(present)
+        discriminant = fit_lda(kept, prior_of(kept, multiple=False))
+        logistic = _fit_logistic(coordinates, np.searchsorted(present, targets))
+        fitted = _combinations(coordinates, kept, pool, discriminant, logistic, multiple=False)
+    return {name: _widened(linear_map, present, moments.class_totals) for name, linear_map in fitted.items()}
 
 
 def fit_multi_label(
-    coordinates: FloatArray,
-    targets: NDArray[np.bool_],
-    pool: FloatArray,  # noqa: ARG001
+    coordinates: FloatArray, targets: NDArray[np.bool_], moments: Moments, pool: FloatArray
 ) -> dict[str, LinearMap]:
-    """Fit each method for several classes per image, by name; ``targets`` are (n, k)."""
-    return {"labelled": fit_one_vs_rest(coordinates, targets, INVERSE_PENALTY)}
+    """Fit each method for several classes per image, by name; those that need a pool only when it is not empty.
+
+    A class that no labelled image has, or that all have, gets a constant logit.
+
+    Args:
+        coordinates: rows of labelled images, (n, p); n may be 0.
+        targets: which classes they have, (n, k).
+        moments: of these rows and classes.
+        pool: rows of images without a label, (m, p).
+    """
+    counts = moments.class_totals
+    mixed = np.flatnonzero((counts > 0) & (counts < moments.total))
+    if len(mixed):
+        kept = moments.of_classes(mixed)
+        rows = slice(None, MAX_LOGISTIC_ROWS)
+        discriminant = fit_one_vs_rest_lda(kept, prior_of(kept, multiple=True))
+        logistic = fit_one_vs_rest(coordinates[rows], targets[rows][:, mixed], INVERSE_PENALTY_MULTIPLE)
+        fitted = _combinations(coordinates, kept, pool, discriminant, logistic, multiple=True)
+    else:
+        constant = _constant(coordinates.shape[1], 0)
+        fitted = {"labelled": constant, "pool": constant, "both": constant} if len(pool) else {"labelled": constant}
+    bias = np.log((counts + PRIOR_COUNT) / (moments.total - counts + PRIOR_COUNT))
+    return {name: _completed(linear_map, mixed, bias) for name, linear_map in fitted.items()}
 
 
-def _fit_present(coordinates: FloatArray, targets: NDArray[np.intp], pool: FloatArray) -> dict[str, LinearMap]:
-    memberships = np.eye(targets.max() + 1, dtype=np.float32)[targets]
-    prior = (memberships.sum(axis=0) + PRIOR_COUNT) / (len(targets) + PRIOR_COUNT * memberships.shape[1])
-    logistic = fit_multinomial(coordinates, memberships, INVERSE_PENALTY)
-    discriminant = fit_lda(coordinates, memberships, prior)
-    fitted = {
-        "labelled": LinearMap(
-            weight=(logistic.weight + discriminant.weight) / 2, bias=(logistic.bias + discriminant.bias) / 2
-        )
-    }
-    if len(pool):
-        guess = (softmax(logistic.logits(pool)) + softmax(discriminant.logits(pool))) / 2
-        fitted["pool"] = fit_pool_lda(coordinates, memberships, pool, prior, guess)
-    return fitted
+def _combinations(
+    coordinates: FloatArray,
+    moments: Moments,
+    pool: FloatArray,
+    discriminant: LinearMap,
+    logistic: LinearMap,
+    *,
+    multiple: bool,
+) -> dict[str, LinearMap]:
+    labelled = _average(discriminant, logistic, coordinates)
+    if not len(pool):
+        return {"labelled": labelled}
+    guess = calibrated(discriminant.logits(pool), 1.0, multiple=multiple)
+    guess = (guess + calibrated(logistic.logits(pool), 1.0, multiple=multiple)) / 2
+    helped = fit_pool_lda(moments, pool, guess, multiple=multiple)
+    return {"labelled": labelled, "pool": helped, "both": _average(helped, labelled, pool)}
+
+
+def _fit_logistic(coordinates: FloatArray, targets: NDArray[np.intp]) -> LinearMap:
+    """Fit logistic regression on at most ``MAX_LOGISTIC_ROWS`` images, rare classes first.
+
+    The bias is corrected for classes that were thinned (King and Zeng: "Logistic Regression in Rare Events
+    Data", 2001).
+    """
+    rows = _balanced(targets, MAX_LOGISTIC_ROWS)
+    kept = targets[rows]
+    fitted = fit_multinomial(coordinates[rows], np.eye(targets.max() + 1, dtype=np.float32)[kept], INVERSE_PENALTY)
+    thinned = np.bincount(targets) / np.bincount(kept)
+    return LinearMap(weight=fitted.weight, bias=fitted.bias + np.log(thinned).astype(np.float32))
+
+
+def _balanced(targets: NDArray[np.intp], max_rows: int) -> NDArray[np.intp]:
+    """Return row indices that take each class in turn until ``max_rows`` are reached."""
+    if len(targets) <= max_rows:
+        return np.arange(len(targets))
+    by_class = np.argsort(targets, kind="stable")
+    counts = np.bincount(targets)
+    turns = np.arange(len(targets)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(by_class[np.argsort(turns, kind="stable")[: max(max_rows, len(counts))]])
+
+
+def _average(first: LinearMap, second: LinearMap, rows: FloatArray) -> LinearMap:
+    """Return the mean of two maps after the second's logits were given the spread that the first's have on rows."""
+    spread = float(second.logits(rows).std(axis=1).mean())
+    ratio = float(first.logits(rows).std(axis=1).mean()) / spread if spread > 0 else 1.0
+    return LinearMap(
+        weight=(first.weight + np.float32(ratio) * second.weight) / 2,
+        bias=(first.bias + np.float32(ratio) * second.bias) / 2,
+    )
 
 
 def _constant(n_dimensions: int, n_classes: int) -> LinearMap:
     return LinearMap(weight=np.zeros((n_dimensions, n_classes), np.float32), bias=np.zeros(n_classes, np.float32))
 
 
-def _widened(linear_map: LinearMap, present: NDArray[np.intp], counts: NDArray[np.intp]) -> LinearMap:
+def _widened(linear_map: LinearMap, present: NDArray[np.intp], counts: NDArray[np.float64]) -> LinearMap:
     """Return a map to all classes from one to those ``present``.
 
     A class without a label gets the mean logit of the others, which is far below the largest, lowered by how
@@ -77,9 +134,19 @@ def _widened(linear_map: LinearMap, present: NDArray[np.intp], counts: NDArray[n
     widened = _constant(len(linear_map.weight), len(counts))
     widened.weight[:, present] = linear_map.weight
     widened.bias[present] = linear_map.bias
-    absent = np.flatnonzero(counts == 0)
+    absent = np.setdiff1d(np.arange(len(counts)), present)
     if len(absent) and len(present):
         typical = counts[present].mean()
         widened.weight[:, absent] = linear_map.weight.mean(axis=1, keepdims=True)
         widened.bias[absent] = linear_map.bias.mean() + np.log(PRIOR_COUNT / (typical + PRIOR_COUNT))
     return widened
+
+
+def _completed(linear_map: LinearMap, mixed: NDArray[np.intp], bias: NDArray[np.float64]) -> LinearMap:
+    """Return a map to all classes: constant, with ``bias``, but for those in ``mixed``."""
+    completed = LinearMap(
+        weight=np.zeros((len(linear_map.weight), len(bias)), np.float32), bias=bias.astype(np.float32)
+    )
+    completed.weight[:, mixed] = linear_map.weight
+    completed.bias[mixed] = linear_map.bias
+    return completed

@@ -1,97 +1,169 @@
-"""Linear discriminant analysis with shrinkage, from labels alone or helped by images without a label.
+"""Linear discriminant analysis from sums over images, so that leaving some out, or adding a pool, costs little.
+
+The covariance is shrunk towards a multiple of the identity (Friedman: "Regularized Discriminant Analysis", 1989)
+as by a prior that weighs as much as ``PRIOR_IMAGES_PER_DIMENSION`` x p images: much while there are few, less and
+less with more of them.
 
 Shapes: n images, m images without a label, p dimensions, k classes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
 from model.head import FloatArray
-from model.logits import LinearMap, softmax
+from model.logits import LinearMap, calibrated
 
+PRIOR_IMAGES_PER_DIMENSION = 0.5
+PRIOR_COUNT = 0.5
 POOL_WEIGHT = 0.6
-POOL_ROUNDS = 4
-SMALLEST_SHRINKAGE = 0.01
+POOL_ROUNDS = 2
+SMALLEST_WITHIN_SHARE = 1e-3
+SMALLEST_SCALE = 1e-9
+
+Doubles = NDArray[np.float64]
 
 
-def fit_lda(
-    coordinates: FloatArray, memberships: FloatArray, prior: FloatArray, shrinkage: float | None = None
-) -> LinearMap:
-    """Fit linear discriminant analysis to weighted, possibly soft, labels.
-
-    The within-class covariance S is shrunk towards a multiple of the identity, (1 - s) S + s tr(S)/p I, with s
-    as Ledoit and Wolf choose it ("A well-conditioned estimator for large-dimensional covariance matrices", 2004)
-    unless ``shrinkage`` fixes it.
-
-    Args:
-        coordinates: rows, (n, p).
-        memberships: how much each row belongs to each class, (n, k), from 0 to 1; every class needs some weight.
-        prior: the classes' prior probabilities, (k,).
-        shrinkage: s from 0 to 1; ``None`` for Ledoit and Wolf's.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moments:
+    """Weighted sums over images: ``total`` weight, ``sum`` (p,), ``second`` moment (p, p), and of the members of
+    each class ``class_totals`` (k,) and ``class_sums`` (k, p).
     """
-    totals = memberships.sum(axis=0)
-    means = (memberships.T @ coordinates) / totals[:, None]
-    row_weights = memberships.sum(axis=1)
-    weighted = coordinates * row_weights[:, None]
-    total = float(totals.sum())
-    covariance = (coordinates.T @ weighted - (means.T * totals) @ means) / total
-    scale = float(np.trace(covariance)) / len(covariance)
-    if scale <= np.finfo(np.float32).tiny:
-        # One row per class, or all rows alike: without any spread the classes' means alone decide.
-        covariance, scale, shrinkage = np.zeros_like(covariance), 1.0, 1.0
-    if shrinkage is None:
-        shrinkage = _ledoit_wolf(coordinates, memberships, means, covariance)
-    shrunk = (1 - shrinkage) * covariance
-    shrunk[np.diag_indices_from(shrunk)] += max(shrinkage, SMALLEST_SHRINKAGE) * scale
-    weight = scipy.linalg.solve(shrunk, means.T, assume_a="pos", check_finite=False)
+
+    total: float
+    sum: Doubles
+    second: Doubles
+    class_totals: Doubles
+    class_sums: Doubles
+
+    def __add__(self, other: Moments) -> Moments:
+        return self._combined(other, 1.0)
+
+    def __sub__(self, other: Moments) -> Moments:
+        return self._combined(other, -1.0)
+
+    def _combined(self, other: Moments, sign: float) -> Moments:
+        return Moments(
+            total=self.total + sign * other.total,
+            sum=self.sum + sign * other.sum,
+            second=self.second + sign * other.second,
+            class_totals=self.class_totals + sign * other.class_totals,
+            class_sums=self.class_sums + sign * other.class_sums,
+        )
+
+    def of_classes(self, classes: NDArray[np.intp]) -> Moments:
+        """Return the same sums with some of the classes only."""
+        return Moments(
+            total=self.total,
+            sum=self.sum,
+            second=self.second,
+            class_totals=self.class_totals[classes],
+            class_sums=self.class_sums[classes],
+        )
+
+
+def moments_of(coordinates: FloatArray, memberships: FloatArray, weights: FloatArray | None = None) -> Moments:
+    """Sum over rows, (n, p), with memberships, (n, k), from 0 to 1, and weights, (n,), 1 without."""
+    if weights is None:
+        weights = np.ones(len(coordinates), np.float32)
+    weighted = coordinates * weights[:, None]
+    return Moments(
+        total=float(weights.sum(dtype=np.float64)),
+        sum=weighted.sum(axis=0, dtype=np.float64),
+        second=(coordinates.T @ weighted).astype(np.float64),
+        class_totals=(weights @ memberships).astype(np.float64),
+        class_sums=(memberships.T @ weighted).astype(np.float64),
+    )
+
+
+def fit_lda(moments: Moments, prior: Doubles) -> LinearMap:
+    """Fit one class out of several; each class needs a member; ``prior`` are probabilities, (k,)."""
+    means = moments.class_sums / moments.class_totals[:, None]
+    covariance = (moments.second - (means.T * moments.class_totals) @ means) / moments.total
+    weight = scipy.linalg.solve(_shrunk(covariance, moments.total), means.T, assume_a="pos", check_finite=False)
     bias = np.log(prior) - 0.5 * np.einsum("kp,pk->k", means, weight)
     return LinearMap(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
-def _ledoit_wolf(coordinates: FloatArray, memberships: FloatArray, means: FloatArray, covariance: FloatArray) -> float:
-    """Return Ledoit and Wolf's shrinkage intensity of the within-class covariance of weighted rows."""
-    n_dimensions = len(covariance)
-    total = float(memberships.sum())
-    squares = np.einsum("ij,ij->i", coordinates, coordinates)[:, None] + np.einsum("kp,kp->k", means, means)
-    distances = np.maximum(squares - 2 * coordinates @ means.T, 0)
-    fourth_moment = float((memberships * distances**2).sum()) / total
-    squared_norm = float((covariance**2).sum())
-    scale = float(np.trace(covariance)) / n_dimensions
-    spread = squared_norm - n_dimensions * scale**2
-    error = (fourth_moment - squared_norm) / total
-    return float(np.clip(error / spread, 0, 1)) if spread > 0 else 1.0
+def fit_one_vs_rest_lda(moments: Moments, prior: Doubles) -> LinearMap:
+    """Fit each class against its absence; each needs a member and a non-member.
+
+    ``prior`` are the probabilities of membership, (k,). The covariance within the two sides of a class is the
+    total one less a matrix of rank one, so that one factorisation serves all classes (Sherman and Morrison).
+    """
+    mean = moments.sum / moments.total
+    covariance = _shrunk(moments.second / moments.total - np.outer(mean, mean), moments.total)
+    members = moments.class_sums / moments.class_totals[:, None]
+    rest_totals = moments.total - moments.class_totals
+    rest = (moments.sum - moments.class_sums) / rest_totals[:, None]
+    differences = members - rest
+    weight = scipy.linalg.solve(covariance, differences.T, assume_a="pos", check_finite=False)
+    kept = 1 - _shrinkage(moments.total, len(covariance))
+    between = kept * moments.class_totals * rest_totals / moments.total**2
+    weight /= np.maximum(1 - between * np.einsum("kp,pk->k", differences, weight), SMALLEST_WITHIN_SHARE)
+    bias = np.log(prior / (1 - prior)) - 0.5 * np.einsum("kp,pk->k", members + rest, weight)
+    return LinearMap(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
-def fit_pool_lda(
-    coordinates: FloatArray,
-    memberships: FloatArray,
-    pool: FloatArray,
-    prior: FloatArray,
-    first_guess: FloatArray,
-    shrinkage: float | None = None,
-) -> LinearMap:
-    """Fit linear discriminant analysis to labelled images and to pseudo-labels of the pool, in rounds.
+def prior_of(moments: Moments, *, multiple: bool) -> Doubles:
+    """Return the smoothed shares, (k,), of the classes among the images."""
+    counts = moments.class_totals + PRIOR_COUNT
+    return counts / (moments.total + 2 * PRIOR_COUNT) if multiple else counts / counts.sum()
 
-    Each image of the pool counts with the probabilities the last round gave it, and the less the less certain
-    they are: ``POOL_WEIGHT`` times one minus their entropy relative to the largest possible one.
+
+def fit_pool_lda(moments: Moments, pool: FloatArray, first_guess: FloatArray, *, multiple: bool) -> LinearMap:
+    """Fit to labelled images and to pseudo-labels of images without one, in rounds.
+
+    An image of the pool counts with the probabilities that the last round gave it, and the less the less certain
+    they are: ``POOL_WEIGHT`` times one minus their entropy relative to the largest possible one (the mean over
+    classes where an image may have several).
 
     Args:
-        coordinates: rows of the labelled images, (n, p).
-        memberships: their labels, (n, k).
+        moments: of the labelled images.
         pool: rows of images without a label, (m, p).
-        prior: the classes' prior probabilities, (k,).
-        first_guess: probabilities of the pool's images to begin with, (m, k).
-        shrinkage: as in ``fit_lda``.
+        first_guess: probabilities to begin with, (m, k).
+        multiple: whether an image may have several classes.
     """
-    rows = np.concatenate([coordinates, pool])
+    fit = fit_one_vs_rest_lda if multiple else fit_lda
+    prior = prior_of(moments, multiple=multiple)
     guess = first_guess
     for _ in range(POOL_ROUNDS):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            entropy = -np.where(guess > 0, guess * np.log(guess), 0).sum(axis=1)
-        certainty = 1 - entropy / np.log(guess.shape[1])
-        soft = guess * (POOL_WEIGHT * np.clip(certainty, 0, 1))[:, None]
-        linear_map = fit_lda(rows, np.concatenate([memberships, soft]), prior, shrinkage)
-        guess = softmax(linear_map.logits(pool))
+        weights = POOL_WEIGHT * _certainty(guess, multiple=multiple)
+        linear_map = fit(moments + moments_of(pool, guess, weights), prior)
+        guess = calibrated(linear_map.logits(pool), 1.0, multiple=multiple)
     return linear_map
+
+
+def _certainty(probabilities: FloatArray, *, multiple: bool) -> FloatArray:
+    """Return one minus the normalised entropy of each row, (m,)."""
+    certainty: FloatArray
+    if multiple:
+        entropy = _plogp(probabilities) + _plogp(1 - probabilities)
+        certainty = 1 + entropy.mean(axis=1) / np.float32(np.log(2))
+    else:
+        certainty = 1 + _plogp(probabilities).sum(axis=1) / np.float32(np.log(probabilities.shape[1]))
+    return np.clip(certainty, 0, 1)
+
+
+def _plogp(probabilities: FloatArray) -> FloatArray:
+    return probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+
+
+def _shrinkage(total: float, n_dimensions: int) -> float:
+    prior_images = PRIOR_IMAGES_PER_DIMENSION * n_dimensions
+    return prior_images / (prior_images + total)
+
+
+def _shrunk(covariance: Doubles, total: float) -> Doubles:
+    """Return a positive definite mixture of the covariance and a multiple of the identity with the same trace."""
+    n_dimensions = len(covariance)
+    scale = float(np.trace(covariance)) / n_dimensions
+    if scale <= SMALLEST_SCALE:
+        # One image per class, or all images alike: the means alone decide.
+        return np.eye(n_dimensions)
+    shrinkage = _shrinkage(total, n_dimensions)
+    return (1 - shrinkage) * covariance + (shrinkage * scale) * np.eye(n_dimensions)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 AnyFloats = NDArray[np.floating[Any]]
 
-EARLIER_BLOCK_WEIGHT = 0.5
 ROWS_PER_CHUNK = 1024
 SMALLEST_NORM = 1e-6
 
@@ -69,8 +68,7 @@ def signed_root(features: AnyFloats) -> FloatArray:
 def normalise(features: AnyFloats, block_sizes: tuple[int, ...], centre: FloatArray) -> FloatArray:
     """Return feature rows as a head sees them, (n, d).
 
-    Signed root and centring; then each block to unit length, the last with weight 1 and the earlier ones with
-    ``EARLIER_BLOCK_WEIGHT``. A row that lies on the centre stays zero.
+    Signed root and centring; then each block to unit length. A row that lies on the centre stays zero.
     """
     normalised = np.empty(features.shape, np.float32)
     for rows, chunk in normalised_chunks(features, block_sizes, centre):
@@ -93,10 +91,9 @@ def normalised_chunks(
         chunk = signed_root(features[rows])
         chunk -= centre
         stop = 0
-        for index, size in enumerate(block_sizes):
+        for size in block_sizes:
             block = chunk[:, stop : stop + size]
             stop += size
             norms = np.sqrt(np.einsum("ij,ij->i", block, block))
-            weight = 1.0 if index == len(block_sizes) - 1 else EARLIER_BLOCK_WEIGHT
-            block *= (weight / np.maximum(norms, SMALLEST_NORM))[:, None]
+            block /= np.maximum(norms, SMALLEST_NORM)[:, None]
         yield rows, chunk

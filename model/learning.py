@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from model.calibration import fit_temperature
 from model.classifiers import fit_multi_label, fit_single_label
+from model.discriminant import moments_of
 from model.evaluation import Targets, evaluate, log_losses
 from model.head import AnyFloats, FloatArray
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
 from model.logits import LinearMap, calibrated
-from model.preprocessing import fit_preprocessing
+from model.preprocessing import earlier_block_weight, fit_preprocessing
 from model.thresholds import fit_thresholds
 
 __all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_of", "learn"]
@@ -97,20 +98,25 @@ def learn(
         pool = np.empty((0, examples.features.shape[1]), np.float16)
     if len(pool) > MAX_POOL_IMAGES:
         pool = pool[np.sort(random.choice(len(pool), MAX_POOL_IMAGES, replace=False))]
-    preprocessing = fit_preprocessing(np.concatenate([examples.features, pool]), block_sizes, random)
+    preprocessing = fit_preprocessing(
+        np.concatenate([examples.features, pool]),
+        block_sizes,
+        earlier_block_weight(len(examples.targets) / len(class_names)),
+        random,
+    )
+    memberships = examples.targets if multiple else examples.targets[:, None] == np.arange(len(class_names))
     problem = _Problem(
         coordinates=preprocessing.transform(examples.features),
         targets=examples.targets,
+        memberships=memberships.astype(np.float32),
         pool=preprocessing.transform(pool),
-        n_classes=len(class_names),
-        multiple=multiple,
     )
     judged = np.flatnonzero(examples.judged)
     targets = examples.targets[judged]
     folds = _folds(examples)
     logits = _out_of_fold_logits(problem, judged, folds)
     method, chosen = _choose(logits, targets, folds)
-    linear_map = problem.fit(np.ones(len(examples.targets), np.bool_))[method]
+    linear_map = problem.fit(np.empty(0, np.intp))[method]
     temperature = fit_temperature(chosen, targets)
     probabilities = _cross_fitted(chosen, targets, folds, multiple)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
@@ -131,20 +137,23 @@ def learn(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Problem:
-    coordinates: FloatArray
-    targets: Targets
-    pool: FloatArray
-    n_classes: int
-    multiple: bool
+    """Everything in the few dimensions that classifiers are fitted in; sums over all labelled images are kept."""
 
-    def fit(self, rows: NDArray[np.bool_]) -> dict[str, LinearMap]:
-        """Fit each method on some of the labelled images."""
-        coordinates, targets = self.coordinates[rows], self.targets[rows]
-        if self.multiple:
-            return fit_multi_label(coordinates, targets.astype(np.bool_), self.pool)
-        return fit_single_label(coordinates, targets.astype(np.intp), self.n_classes, self.pool)
+    def __init__(self, *, coordinates: FloatArray, targets: Targets, memberships: FloatArray, pool: FloatArray) -> None:
+        self.coordinates = coordinates
+        self.targets = targets
+        self.memberships = memberships
+        self.pool = pool
+        self._moments = moments_of(coordinates, memberships)
+
+    def fit(self, held_out: NDArray[np.intp]) -> dict[str, LinearMap]:
+        """Fit each method on all labelled images but these."""
+        moments = self._moments - moments_of(self.coordinates[held_out], self.memberships[held_out])
+        coordinates, targets = np.delete(self.coordinates, held_out, axis=0), np.delete(self.targets, held_out, axis=0)
+        if targets.ndim == 2:
+            return fit_multi_label(coordinates, targets.astype(np.bool_), moments, self.pool)
+        return fit_single_label(coordinates, targets.astype(np.intp), moments, self.pool)
 
 
 def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> None:
@@ -175,10 +184,8 @@ def _out_of_fold_logits(problem: _Problem, judged: NDArray[np.intp], folds: NDAr
     logits: dict[str, FloatArray] = {}
     for fold in np.unique(folds):
         held_out = judged[folds == fold]
-        kept = np.ones(len(problem.targets), np.bool_)
-        kept[held_out] = False
-        for method, linear_map in problem.fit(kept).items():
-            rows = logits.setdefault(method, np.zeros((len(judged), problem.n_classes), np.float32))
+        for method, linear_map in problem.fit(held_out).items():
+            rows = logits.setdefault(method, np.zeros((len(judged), problem.memberships.shape[1]), np.float32))
             rows[folds == fold] = linear_map.logits(problem.coordinates[held_out])
     return logits
 

@@ -1,6 +1,6 @@
 """Logistic regression with an L2 penalty: one class out of several, or each class by itself.
 
-Shapes: n images, p dimensions, k classes. The objective is scikit-learn's: C times the sum of the weighted
+Shapes: n images, p dimensions, k classes. The objective is scikit-learn's: C times the sum of the
 losses plus half the squared weights; the bias is free.
 """
 
@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from model.head import FloatArray
 from model.logits import LinearMap, sigmoid, softmax
 
-MAX_ITERATIONS = 60
+MAX_ITERATIONS = 30
 GRADIENT_TOLERANCE = 1e-5
 
 Loss = Callable[[FloatArray, FloatArray], tuple[float, FloatArray]]
@@ -28,29 +28,8 @@ def fit_multinomial(coordinates: FloatArray, memberships: FloatArray, inverse_pe
 
 
 def fit_one_vs_rest(coordinates: FloatArray, targets: NDArray[np.bool_], inverse_penalty: float) -> LinearMap:
-    """Fit each class by itself on ``targets``, (n, k).
-
-    A class with few positives, or few negatives, would be drowned: its scarcer side is weighted up by the square
-    root of the ratio, and the bias is corrected afterwards so that probabilities stay those of the images seen.
-    A class with one side only gets a constant logit, from its count and one image of the other side.
-    """
-    n_images = len(targets)
-    positives = targets.sum(axis=0)
-    mixed = (positives > 0) & (positives < n_images)
-    weight = np.zeros((coordinates.shape[1], targets.shape[1]), np.float32)
-    bias = np.log((positives + 0.5) / (n_images - positives + 0.5)).astype(np.float32)
-    if mixed.any():
-        ratio = np.sqrt((n_images - positives[mixed]) / positives[mixed]).astype(np.float32)
-        scale = np.sqrt(ratio)
-        row_weights = np.where(targets[:, mixed], scale, 1 / scale)
-
-        def loss(logits: FloatArray, sides: FloatArray) -> tuple[float, FloatArray]:
-            return _binary_cross_entropy(logits, sides, row_weights)
-
-        fitted = _fit(coordinates, targets[:, mixed].astype(np.float32), inverse_penalty, loss)
-        weight[:, mixed] = fitted.weight
-        bias[mixed] = fitted.bias - np.log(ratio)
-    return LinearMap(weight=weight, bias=bias)
+    """Fit each class by itself on ``targets``, (n, k)."""
+    return _fit(coordinates, targets.astype(np.float32), inverse_penalty, _binary_cross_entropy)
 
 
 def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, loss: Loss) -> LinearMap:
@@ -88,6 +67,6 @@ def _cross_entropy(logits: FloatArray, memberships: FloatArray) -> tuple[float, 
     return -float(np.log(likely).sum(dtype=np.float64)), probabilities - memberships
 
 
-def _binary_cross_entropy(logits: FloatArray, targets: FloatArray, weights: FloatArray) -> tuple[float, FloatArray]:
+def _binary_cross_entropy(logits: FloatArray, targets: FloatArray) -> tuple[float, FloatArray]:
     losses = np.logaddexp(0, logits) - targets * logits
-    return float((weights * losses).sum(dtype=np.float64)), weights * (sigmoid(logits) - targets)
+    return float(losses.sum(dtype=np.float64)), sigmoid(logits) - targets
