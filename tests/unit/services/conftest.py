@@ -1,0 +1,27 @@
+"""A world for each test; the database is copied from an empty one, because migrating takes a while."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.adapters.database import SqlDatabase
+from tests.world import World
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("database") / "empty.sqlite3"
+    SqlDatabase(f"sqlite:///{path}").migrate()
+    return path
+
+
+@pytest.fixture
+def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
+    shutil.copy(empty_database, tmp_path / "tandem.sqlite3")
+    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
+    yield World(tmp_path, database)
+    database.close()
