@@ -19,8 +19,8 @@ from backend.local_label_studio import LocalLabelStudio
 
 FOLDER = Path("demo-data")
 CACHE_DIR = Path(".cache")
-N_PICTURES = 400
-ROUNDS = (10, 20, 40, 80, 160)
+N_PICTURES = 300
+ROUNDS = (10, 20, 40, 80, 120)
 POLL_S = 0.5
 STALL_TIMEOUT_S = 300.0
 
