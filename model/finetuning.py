@@ -149,7 +149,7 @@ def fit(
             config=config,
             learner=_make_learner(backbone, class_count, config, place),
             criterion=Criterion(multiple=multiple, weights=weights, label_smoothing=config.label_smoothing).to(place),
-            execution=Execution(place, backbone.input_spec, largest_part=config.batch_size),
+            execution=Execution(place, backbone.input_spec, largest_part=config.batch_size + 1),
             loader=loader,
             train_rows=train_rows,
             validation_rows=validation_rows,
