@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -61,14 +62,22 @@ class Embedding:
 
         Raises:
             EmbedderUnavailable: the embedding process is not up.
-            ImageUnavailable: no image of a whole batch could be reached: their host seems to be down.
+            ImageUnavailable: no image of a whole batch could be reached: their hosts seem to be down. All images of
+                other hosts are embedded by then.
         """
         with self._database.snapshot() as stores:
             digest = self._digest_in_use(stores.projects.get(project_id))
         self._use_backbone(project_id, digest)
         done = failed = 0
-        for tasks in self._pages(project_id, digest):
-            n_embedded = self._embed_page(project_id, tasks, digest)
+        unavailable: ImageUnavailable | None = None
+        hosts_down: set[str] = set()
+        for tasks in self._pages(project_id, digest, hosts_down):
+            try:
+                n_embedded = self._embed_page(project_id, tasks, digest)
+            except ImageUnavailable as error:
+                unavailable = error
+                hosts_down |= {_host(task) for task in tasks}
+                continue
             done += n_embedded
             failed += len(tasks) - n_embedded
             with self._database.transaction() as stores:
@@ -78,6 +87,8 @@ class Embedding:
         with self._database.transaction() as stores:
             if done and stores.versions.active(project_id):
                 self._scheduler.push(stores, project_id)
+        if unavailable:
+            raise unavailable
         return f"{done} images embedded" + (f", {failed} could not be read" if failed else "")
 
     def features_of(
@@ -139,7 +150,6 @@ class Embedding:
         embedded = [task.image_digest or "" for task in settled if task.backbone_digest == digest]
         self._features.append(digest, embedded, rows.features, block_sizes=rows.block_sizes)
         with self._database.transaction() as stores:
-            stores.tasks.upsert(project_id, tasks)
             for task in settled:
                 stores.tasks.record_image(project_id, task)
         for task in settled:
@@ -161,13 +171,19 @@ class Embedding:
             if project.backbone_digest != digest:
                 stores.projects.save(replace(project, backbone_digest=digest))
 
-    def _pages(self, project_id: int, digest: str) -> Iterator[list[Task]]:
+    def _pages(self, project_id: int, digest: str, hosts_down: Set[str]) -> Iterator[list[Task]]:
+        """Yield what is left to embed, without the images of hosts that turned out to be down."""
+        limit = BATCH_SIZE
         while True:
             with self._database.snapshot() as stores:
-                tasks = stores.tasks.to_embed(project_id, digest, BATCH_SIZE)
-            if not tasks:
+                tasks = stores.tasks.to_embed(project_id, digest, limit)
+            reachable = [task for task in tasks if _host(task) not in hosts_down][:BATCH_SIZE]
+            if len(reachable) < BATCH_SIZE and len(tasks) == limit:
+                limit *= 2
+            elif reachable:
+                yield reachable
+            else:
                 return
-            yield tasks
 
     def _fetch(self, tasks: Sequence[Task], timeout_s: float) -> list[CachedImage | ImageError]:
         """Fetch the images of tasks side by side, in order; an image that cannot be had is its error."""
@@ -217,3 +233,11 @@ class Embedding:
         rows, found = self._features.read(digest, wanted)
         present = [image_digest for image_digest, here in zip(wanted, found, strict=True) if here]
         return dict(zip(present, rows, strict=True))
+
+
+def _host(task: Task) -> str:
+    """Return where an image comes from: empty for Label Studio itself, and for an address that is none."""
+    try:
+        return urlsplit(task.image_url or "").netloc
+    except ValueError:
+        return ""
