@@ -29,8 +29,8 @@ def make_optimizer(
             Ruder 2018, section 3.2): the first layers of a pretrained network are the most general ones.
         weight_decay: for matrices and kernels only, not for biases and normalisation.
     """
-    last = max(1, len(groups) - 1)
-    rates = [learning_rate * first_layer_share ** ((last - place) / last) for place in range(len(groups))]
+    last = len(groups) - 1
+    rates = [learning_rate * first_layer_share ** ((last - place) / max(1, last)) for place in range(len(groups))]
     parameter_groups = []
     for parameters, rate in [*zip(groups, rates, strict=True), (list(head.parameters()), head_learning_rate)]:
         for decayed in (True, False):
