@@ -122,6 +122,7 @@ class Container:
             label_studio_url=settings.label_studio_url,
             authorization=self.client.authorization if self.client else None,
             image_hosts=settings.image_hosts,
+            local_files_root=settings.local_files_root,
             max_image_bytes=settings.max_image_bytes,
         )
 
@@ -191,7 +192,13 @@ class Container:
     @cached_property
     def pushing(self) -> Pushing:
         """Suggestions reach Label Studio."""
-        return Pushing(self.database, self.features, self.prediction, self.gateway)
+        return Pushing(
+            self.database,
+            self.features,
+            self.prediction,
+            self.gateway,
+            enabled=self.settings.push_predictions,
+        )
 
     @cached_property
     def reconciliation(self) -> Reconciliation:
@@ -223,6 +230,7 @@ class Container:
     def worker(self) -> Worker:
         """Return a worker with a lane for what waits, one for images, one for heads, one for fine-tuning."""
         in_thread = ThreadExecutor(self.job_handlers)
+        self.artifacts.clean()
         heads = ProcessExecutor(keep_warm=True)
         heads.warm_up()
         return Worker(

@@ -31,6 +31,7 @@ class LabelSchema:
 
 
 PATH_SEPARATOR = " > "
+UNKNOWN_STAMP = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,11 @@ class LabelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectIdentity:
-    """Which project a message is about: ids may be used again, so the creation time in unix seconds belongs to it."""
+    """Which project a message is about.
+
+    Ids may be used again, so the creation time in unix seconds belongs to it; ``UNKNOWN_STAMP`` where a message
+    does not tell it, which then means the newest project with that id.
+    """
 
     label_studio_id: int
     created_stamp: int

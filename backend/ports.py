@@ -47,8 +47,9 @@ class ProjectStore(Protocol):
     def resolve(self, identity: ProjectIdentity) -> Project:
         """Return the project with this identity; make it when it was never seen.
 
-        A new project takes Label Studio's id as its own, or, when another project has that, an id of its own
-        above one million.
+        An identity without a creation time is the newest project with its id, and one stored without it gets it as
+        soon as it is told. A new project takes Label Studio's id as its own, or, when another project has that, an id
+        of its own above one million.
         """
 
     def get(self, project_id: int) -> Project:

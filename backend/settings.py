@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Internal hosts, separated by commas, that images may come from besides Label Studio"
     )
+    local_files_root: Path | None = Field(
+        None, description="Folder with the same files as Label Studio's local storage, to read them without a download"
+    )
     image_timeout_s: float = Field(20.0, gt=0, description="Longest download of one image")
     max_image_bytes: int = Field(64 * MIB, gt=0, description="Largest image file")
     max_image_pixels: int = Field(200_000_000, gt=0, description="Largest image")

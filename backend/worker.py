@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy
+from backend.domain import Job, JobKind, JobStatus, Progress, Project, RetryPolicy, VersionStatus
 from backend.errors import (
     EmbedderUnavailable,
     ImageUnavailable,
@@ -23,10 +23,11 @@ from backend.errors import (
     JobLost,
     LabelStudioError,
     LabelStudioUnavailable,
+    StoreUnavailable,
     TandemError,
     TrainingImpossible,
 )
-from backend.ports import Clock, Database, Executor
+from backend.ports import Clock, Database, Executor, Stores
 from backend.scheduling import Scheduler
 from backend.services.reconciliation import Reconciliation
 
@@ -37,7 +38,7 @@ HEARTBEAT_BEATS = 5
 POLL_S = 0.2
 JOB_HISTORY = timedelta(days=7)
 SYNC_REST_FACTOR = 20.0
-PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable)
+PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable, StoreUnavailable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,7 @@ class Worker:
         """Queue what was lost with the last worker, and ask Label Studio what happened meanwhile."""
         with self._database.transaction() as stores:
             for project in stores.projects.all():
+                self._drop_unjudged(stores, project)
                 self._scheduler.now(stores, project.id, JobKind.SYNC)
                 self._scheduler.now(stores, project.id, JobKind.EMBED)
                 self._scheduler.now(stores, project.id, JobKind.HEAD)
@@ -99,18 +101,34 @@ class Worker:
         except LabelStudioError as error:
             log.warning("Label Studio could not be asked for its projects", reason=str(error))
 
+    def _drop_unjudged(self, stores: Stores, project: Project) -> None:
+        """Reject candidates that nobody is about to judge any more."""
+        if any(job.status is JobStatus.RUNNING for job in stores.jobs.all(project.id)):
+            return
+        for version in stores.versions.all(project.id):
+            if version.status is VersionStatus.CANDIDATE:
+                stores.versions.reject(project.id, version.name, "its training was interrupted before it was judged")
+
     def _work(self, lane: Lane) -> None:
         try:
             while not self._stopping.is_set():
-                now = self._clock.now()
-                with self._database.transaction() as stores:
-                    job = stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
+                job = self._claim(lane)
                 if job is None:
                     self._stopping.wait(POLL_S)
                 else:
                     self._run_job(job, lane.executor)
         finally:
             lane.executor.close()
+
+    def _claim(self, lane: Lane) -> Job | None:
+        now = self._clock.now()
+        try:
+            with self._database.transaction() as stores:
+                return stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
+        except StoreUnavailable as error:
+            log.error("no job can be claimed", reason=str(error))
+            self._stopping.wait(1.0)
+            return None
 
     def _run_job(self, job: Job, executor: Executor) -> None:
         lease = Heartbeat(self._database, self._clock, self.name, job, self._stopping)
@@ -149,27 +167,33 @@ class Worker:
         try:
             with self._database.transaction() as stores:
                 stores.jobs.finish(job.id, self.name, status, reason, self._clock.now())
-        except JobLost as error:
+        except (JobLost, StoreUnavailable) as error:
+            # its lease passes, and then it is queued again
             log.warning("job lost", job=job.id, reason=str(error))
 
     def _requeue(self, job: Job, delay: timedelta, reason: str) -> None:
         try:
             with self._database.transaction() as stores:
                 stores.jobs.requeue(job.id, self.name, self._clock.now() + delay, reason)
-        except JobLost as error:
+        except (JobLost, StoreUnavailable) as error:
             log.warning("job lost", job=job.id, reason=str(error))
 
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""
         while not self._stopping.wait(1.0):
-            now = self._clock.now()
-            with self._database.transaction() as stores:
-                for job in stores.jobs.requeue_expired(now):
-                    log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
-                for project in stores.projects.all():
-                    if self._sync_is_due(stores.jobs.all(project.id), now):
-                        self._scheduler.now(stores, project.id, JobKind.SYNC)
-                stores.jobs.prune(now - JOB_HISTORY)
+            try:
+                self._requeue_lost_and_sync(self._clock.now())
+            except StoreUnavailable as error:
+                log.error("house cannot be kept", reason=str(error))
+
+    def _requeue_lost_and_sync(self, now: datetime) -> None:
+        with self._database.transaction() as stores:
+            for job in stores.jobs.requeue_expired(now):
+                log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
+            for project in stores.projects.all():
+                if self._sync_is_due(stores.jobs.all(project.id), now):
+                    self._scheduler.now(stores, project.id, JobKind.SYNC)
+            stores.jobs.prune(now - JOB_HISTORY)
 
     def _sync_is_due(self, jobs: Sequence[Job], now: datetime) -> bool:
         """Tell whether the last reconciliation is long ago, also by the time it took: it costs Label Studio much."""
@@ -234,3 +258,5 @@ class Heartbeat:
             except JobLost as error:
                 self._lost = error
                 return
+            except StoreUnavailable as error:
+                log.warning("lease not renewed", job=self._job.id, reason=str(error))

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from backend.domain import (
+    UNKNOWN_STAMP,
     Annotation,
     AnnotationsDeleted,
     AnnotationsSeen,
@@ -61,9 +62,6 @@ from backend.label_studio.fields import (
 )
 
 log = structlog.get_logger()
-
-UNKNOWN_STAMP = 0
-"""Stands for the creation time of a project that a message names by its number only."""
 
 MAX_ACTION_CHARS = 100
 

@@ -63,15 +63,24 @@ class Pushing:
     """Keeps the predictions stored in Label Studio those of the active version."""
 
     def __init__(
-        self, database: Database, features: FeatureStore, suggester: Suggester, gateway: LabelStudioGateway | None
+        self,
+        database: Database,
+        features: FeatureStore,
+        suggester: Suggester,
+        gateway: LabelStudioGateway | None,
+        *,
+        enabled: bool,
     ) -> None:
         self._database = database
         self._features = features
         self._suggester = suggester
         self._gateway = gateway
+        self._enabled = enabled
 
     def run(self, project_id: int, report: ReportProgress) -> str:
         """Push the active version's suggestions for all unlabelled tasks that Label Studio has none of."""
+        if not self._enabled:
+            return "nothing pushed: PUSH_PREDICTIONS is off"
         if self._gateway is None:
             return "nothing pushed: LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are not set"
         pool = self._pool(project_id)

@@ -88,6 +88,9 @@ class Reconciliation:
                 self._scheduler.now(stores, project_id, JobKind.EMBED)
             if changes:
                 self._scheduler.now(stores, project_id, JobKind.HEAD)
+            active = stores.versions.active(project_id)
+            if active and active.name != synced.pushed_version:
+                self._scheduler.push(stores, project_id)
         return f"{changes} changes brought in"
 
     def _bring_in(

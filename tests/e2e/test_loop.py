@@ -139,7 +139,7 @@ class Annotator:
 def tandem(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tandem]:
     model_dir = tmp_path_factory.mktemp("tandem")
     url = f"http://127.0.0.1:{free_port()}"
-    environment = os.environ | {
+    environment = os.environ | {  # noqa: TID251 - handed on to a child
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.personal_access_token(),
         "PUBLIC_URL": url,

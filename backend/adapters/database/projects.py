@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from backend.adapters.database.tables import project_table
-from backend.domain import LabelConfig, LabelSchema, Project, ProjectIdentity
+from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
 
 FIRST_OWN_ID = 1_000_001
@@ -22,14 +22,15 @@ class SqlProjectStore:
 
     def resolve(self, identity: ProjectIdentity) -> Project:
         """Return the project with this identity; make it when it was never seen, which takes a write transaction."""
-        row = self._connection.execute(
-            select(project_table).where(
-                project_table.c.label_studio_id == identity.label_studio_id,
-                project_table.c.created_stamp == identity.created_stamp,
-            )
-        ).one_or_none()
-        if row is not None:
-            return _project(row)
+        same_id = select(project_table).where(project_table.c.label_studio_id == identity.label_studio_id)
+        newest_first = same_id.order_by(project_table.c.created_stamp.desc())
+        for known in [_project(row) for row in self._connection.execute(newest_first)]:
+            if known.identity == identity or identity.created_stamp == UNKNOWN_STAMP:
+                return known
+            if known.identity.created_stamp == UNKNOWN_STAMP:
+                identified = replace(known, identity=identity)
+                self.save(identified)
+                return identified
         made = Project(id=self._free_id(identity.label_studio_id), identity=identity)
         self._connection.execute(insert(project_table).values(**_columns(made), last_version_number=0))
         return made
