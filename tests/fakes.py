@@ -68,7 +68,9 @@ class FakeImages:
             raise ImageNotFound(f"task {label_studio_task_id} names no image")
         digest = hashlib.sha256(content).hexdigest()
         path = self._folder / digest
-        path.write_bytes(content)
+        with self._lock:
+            if not path.exists():
+                path.write_bytes(content)
         return CachedImage(digest=digest, path=path)
 
     def cached(self, digest: str) -> CachedImage | None:

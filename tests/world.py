@@ -68,7 +68,7 @@ class World:
         )
         self.training = Training(database, self.features, self.artifacts, self.clock, self.scheduler, self.policy)
         self.prediction = self.new_prediction()
-        self.pushing = Pushing(database, self.features, self.prediction, self.gateway)
+        self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
         self.projects = Projects(database, self.clock, self.policy)
         self.snapshot = make_snapshot()

@@ -23,10 +23,10 @@ from backend.domain import (
     Suggestion,
     Task,
 )
-from backend.errors import Conflict, EmbedderUnavailable, ImageUnavailable
+from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
 from backend.ports import ArtifactStore, Clock, Database, Embedder
 from backend.scheduling import Scheduler
-from model.checkpoint import load_predictor
+from model.checkpoint import CorruptCheckpoint, load_predictor
 from model.inference import Predictor
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ class Prediction:
                 return self.suggest(active, project.schema, tasks, rows)
             except (EmbedderUnavailable, ImageUnavailable) as error:
                 problem = str(error)
+            except CheckpointCorrupt as error:
+                log.error("active version unreadable", project=project.id, version=active.name, reason=str(error))
+                problem = f"{active.name} cannot be read and is being replaced"
+                with self._database.transaction() as stores:
+                    self._scheduler.soon(stores, project.id, JobKind.HEAD)
         return [NoSuggestion(task_id=task.id, reason=problem or "") for task in tasks]
 
     def predict_files(
@@ -112,6 +117,7 @@ class Prediction:
         Raises:
             NotFound: there is no such project.
             Conflict: it has no version yet.
+            CheckpointCorrupt: its version cannot be read.
         """
         with self._database.snapshot() as stores:
             project = stores.projects.get(project_id)
@@ -147,16 +153,25 @@ class Prediction:
         return results
 
     def predictor(self, version: ModelVersion) -> Predictor:
-        """Return a version ready to predict, loading it once."""
+        """Return a version ready to predict, loading it once.
+
+        Raises:
+            CheckpointCorrupt: it is incomplete, was altered, or is gone.
+        """
         with self._lock:
             predictor = self._predictors.pop(version.name, None)
             if predictor is None:
-                folder = self._artifacts.fetch(f"versions/p{version.project_id}/{version.name}")
-                predictor = load_predictor(folder)
+                predictor = self._load(version)
                 while len(self._predictors) >= N_LOADED_VERSIONS:
                     self._predictors.popitem(last=False)
             self._predictors[version.name] = predictor
             return predictor
+
+    def _load(self, version: ModelVersion) -> Predictor:
+        try:
+            return load_predictor(self._artifacts.fetch(f"versions/p{version.project_id}/{version.name}"))
+        except (CorruptCheckpoint, NotFound) as error:
+            raise CheckpointCorrupt(f"{version.name} cannot be used: {error}; train again or roll back") from error
 
     def _note_request(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> tuple[Project, ModelVersion | None]:
         """Make tasks known that no event told of, and return the project with its active version."""

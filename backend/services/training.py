@@ -100,11 +100,9 @@ class Training:
             raise TrainingImpossible("no image is embedded yet")
         training_set = self.with_features(training_set, digest)
         fingerprint = training_set.fingerprint(digest)
-        for version in training_set.versions:
-            # the newest one too where it is retired: somebody rolled back from it, and wants it to stay so
-            settled = version.status in (VersionStatus.ACTIVE, VersionStatus.REJECTED)
-            if version.fingerprint == fingerprint and (settled or version is training_set.versions[0]):
-                return f"nothing new to learn since {version.name}"
+        same = self._learned_already(training_set, digest, fingerprint)
+        if same:
+            return f"nothing new to learn since {same.name}"
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))
@@ -265,6 +263,16 @@ class Training:
             self._scheduler.now(stores, version.project_id, JobKind.EMBED)
         self._scheduler.push(stores, version.project_id)
         return stores.versions.activate(version.project_id, version.name, reason)
+
+    def _learned_already(self, training_set: TrainingSet, digest: str, fingerprint: str) -> ModelVersion | None:
+        """Return the version that learned the same: the active one, or the newest on this backbone.
+
+        The newest one counts whatever became of it: it was rejected, or somebody rolled back from it and wants it to
+        stay so. Nothing counts while the active version is unreadable, because then another one has to come.
+        """
+        newest = next((version for version in training_set.versions if version.backbone_digest == digest), None)
+        same = [each for each in (training_set.active, newest) if each and each.fingerprint == fingerprint]
+        return same[0] if same and self._load_active(training_set) else None
 
     def _judged(self, digests: Sequence[str], backbone_digest: str) -> NDArray[np.bool_]:
         """Tell which images may judge: all of them, unless the backbone was fine-tuned on some."""

@@ -1,0 +1,175 @@
+"""N suggestions for N tasks, whatever is missing or broken."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from backend.domain import JobKind, LabelConfig, NoSuggestion, Suggestion, Task
+from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound
+from backend.promotion import version_key
+from backend.services.prediction import Answer
+from tests.factories import NOON, image_url, make_config, make_snapshot, make_task
+from tests.world import PROJECT, World, pets
+
+
+def reasons(answer: Answer) -> list[str]:
+    return [result.reason for result in answer.results if isinstance(result, NoSuggestion)]
+
+
+class TestSuggestions:
+    def test_as_many_as_tasks_in_their_order(self, world: World) -> None:
+        active = world.learn(pets(12))
+        asked = [make_task(7, "dog"), make_task(2, "cat"), make_task(1, "dog"), make_task(2, "cat")]
+        answer = world.predict(*asked)
+        assert [result.task_id for result in answer.results] == [7, 2, 1, 2]
+        assert answer.schema == world.project.schema
+        for task, result in zip(asked, answer.results, strict=True):
+            assert isinstance(result, Suggestion)
+            assert result.version == active.name
+            assert 0.5 < result.score <= 1
+            assert result.class_names == (pets(12)[task.id],)
+
+    def test_known_images_need_no_embedder(self, world: World) -> None:
+        world.learn(pets(12))
+        world.embedder.down = True
+        assert reasons(world.predict(make_task(2), make_task(4))) == []
+
+    def test_an_image_never_seen_is_embedded_on_the_spot_and_kept(self, world: World) -> None:
+        world.learn(pets(12))
+        world.finish_jobs()
+        answer = world.predict(make_task(20, "cat"))
+        assert isinstance(answer.results[0], Suggestion)
+        assert answer.results[0].class_names == ("cat",)
+        assert world.tasks[20].backbone_digest == world.active.backbone_digest
+
+    def test_a_task_that_no_event_told_of_is_known_from_then_on(self, world: World) -> None:
+        world.predict(make_task(20))
+        assert world.tasks == {20: make_task(20)}
+        assert world.queued(JobKind.EMBED) is not None
+        assert world.project.predict_at == NOON
+
+    def test_an_empty_request_gets_an_empty_answer(self, world: World) -> None:
+        world.learn(pets(12))
+        assert world.predict().results == ()
+
+    def test_the_newest_version_answers(self, world: World) -> None:
+        world.learn(pets(8))
+        world.predict(make_task(2))
+        second = world.learn(pets(8, start=9))
+        result = world.predict(make_task(2)).results[0]
+        assert isinstance(result, Suggestion)
+        assert result.version == second.name
+
+    def test_many_requests_at_once(self, world: World) -> None:
+        """Label Studio asks twice for the same task when somebody opens it."""
+        world.learn(pets(12))
+        answers: list[Answer] = []
+        asked = [make_task(task_id, "cat") for task_id in range(50, 60)]
+        threads = [threading.Thread(target=lambda: answers.append(world.predict(*asked))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 8
+        assert len({answer.results for answer in answers}) == 1
+        assert reasons(answers[0]) == []
+
+    def test_a_changed_config_shows_in_the_request_when_its_event_was_missed(self, world: World) -> None:
+        world.learn(pets(12))
+        world.finish_jobs()
+        config = make_config("dog", "bird")
+        answer = world.prediction.predict(make_snapshot(config), [make_task(2, "cat"), make_task(3, "dog")])
+        assert world.project.label_config == config
+        assert world.queued(JobKind.SYNC) is not None
+        assert world.queued(JobKind.HEAD) is not None
+        assert [result.class_names for result in answer.results if isinstance(result, Suggestion)] == [("dog",)] * 2
+
+
+class TestNoSuggestions:
+    def test_before_the_first_version(self, world: World) -> None:
+        tasks = world.see_tasks(pets(3))
+        assert reasons(world.predict(*tasks)) == ["there is no version yet: label some more images"] * 3
+
+    def test_an_unsupported_config(self, world: World) -> None:
+        world.learn(pets(12))
+        config = LabelConfig(problem="there is no Choices control")
+        answer = world.prediction.predict(make_snapshot(config), [make_task(2)])
+        assert answer.schema is None
+        assert reasons(answer) == ["there is no Choices control"]
+
+    def test_classes_that_are_all_new(self, world: World) -> None:
+        active = world.learn(pets(12))
+        world.configure(make_config("owl", "eagle"))
+        assert reasons(world.predict(make_task(2))) == [
+            f"{active.name} knows none of the classes in the label config: label some images with them"
+        ]
+
+    def test_a_bad_image_costs_only_itself(self, world: World) -> None:
+        world.learn(pets(12))
+        world.images.contents[image_url("cat", 20)] = ImageNotFound("404")
+        world.images.contents[image_url("cat", 21)] = b"broken file"
+        asked = [make_task(number) for number in (20, 21, 22)]
+        answer = world.predict(*asked, Task(id=23, image_url=None))
+        assert [result.task_id for result in answer.results] == [20, 21, 22, 23]
+        assert reasons(answer) == ["404", "not an image", "it has no image where the label config looks for one"]
+        assert isinstance(answer.results[2], Suggestion)
+
+    def test_the_embedder_being_down_is_no_error(self, world: World) -> None:
+        world.learn(pets(12))
+        world.embedder.down = True
+        answer = world.predict(make_task(20), make_task(21))
+        assert reasons(answer) == ["the embedding process is not up yet: try again shortly"] * 2
+
+    def test_images_out_of_reach_are_no_error(self, world: World) -> None:
+        world.learn(pets(12))
+        for number in (20, 21):
+            world.images.contents[image_url("cat", number)] = ImageUnavailable("no answer")
+        assert len(reasons(world.predict(make_task(20), make_task(21)))) == 2
+
+    @pytest.mark.parametrize("damage", ["altered", "gone"])
+    def test_an_active_version_that_cannot_be_read_is_no_error_and_is_replaced(self, world: World, damage: str) -> None:
+        active = world.learn(pets(12))
+        world.finish_jobs()
+        key = version_key(PROJECT, active.name)
+        if damage == "gone":
+            world.artifacts.delete(key)
+        else:
+            (world.artifacts.fetch(key) / "head.safetensors").write_bytes(b"evil")
+        world.prediction = world.new_prediction()
+        assert reasons(world.predict(make_task(2))) == [f"{active.name} cannot be read and is being replaced"]
+        assert world.queued(JobKind.HEAD) is not None
+        world.fit()
+        assert reasons(world.predict(make_task(2))) == []
+
+
+class TestFiles:
+    def files(self, world: World, *contents: bytes) -> list[Path]:
+        paths = [world.folder / f"{number}.png" for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        return paths
+
+    def test_each_file_has_its_answer(self, world: World) -> None:
+        world.learn(pets(12))
+        paths = self.files(world, b"cat 77", b"broken", b"dog 78")
+        results = world.prediction.predict_files(PROJECT, paths, world.embedder)
+        assert [result.class_names if isinstance(result, Suggestion) else result.reason for result in results] == [
+            ("cat",),
+            "not an image",
+            ("dog",),
+        ]
+        assert set(world.tasks) == set(pets(12))
+
+    def test_what_is_missing_is_said(self, world: World) -> None:
+        with pytest.raises(NotFound):
+            world.prediction.predict_files(PROJECT, [], world.embedder)
+        world.see_tasks(pets(2))
+        with pytest.raises(Conflict, match="no version yet"):
+            world.prediction.predict_files(PROJECT, [], world.embedder)
+        active = world.learn(pets(12))
+        world.artifacts.delete(version_key(PROJECT, active.name))
+        with pytest.raises(CheckpointCorrupt, match=active.name):
+            world.prediction.predict_files(PROJECT, self.files(world, b"cat 1"), world.embedder)

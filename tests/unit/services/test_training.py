@@ -1,0 +1,336 @@
+"""Labels become versions, and versions are promoted or rejected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from backend.domain import JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
+from backend.errors import NotFound, TrainingImpossible
+from backend.promotion import TrainedLabels, backbone_key, version_key
+from model.checkpoint import load_out_of_fold
+from model.learned import OutOfFold
+from model.learning import fold_of
+from tests.factories import BASE_DIGEST, image_url, make_config, make_task
+from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
+
+
+def corrupt(world: World, version: ModelVersion) -> None:
+    path = world.artifacts.fetch(version_key(PROJECT, version.name)) / "head.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"evil")
+
+
+def learn_badly(world: World) -> ModelVersion:
+    """Fit a candidate whose out-of-fold predictions are upside down, and have it judged."""
+    training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
+    learned = world.training.learn_head(training_set, BASE_DIGEST)
+    out_of_fold = replace(learned.out_of_fold, probabilities=1 - learned.out_of_fold.probabilities)
+    learned = replace(learned, out_of_fold=out_of_fold)
+    candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.HEAD)
+    world.training.conclude(training_set, candidate, world.training.judge(training_set, candidate, learned))
+    return world.versions[0]
+
+
+def suggested(world: World, *names: str) -> list[tuple[str, ...]]:
+    """What the active version says about pictures it has never seen."""
+    answer = world.predict(*(make_task(1000 + number, name) for number, name in enumerate(names)))
+    return [result.class_names if isinstance(result, Suggestion) else () for result in answer.results]
+
+
+class TestFirstVersion:
+    def test_it_is_learned_saved_and_promoted(self, world: World) -> None:
+        world.see_tasks(pets(20))
+        world.label(pets(12))
+        world.embed()
+        world.finish_jobs()
+        outcome = world.fit()
+        active = world.active
+        assert outcome == f"{active.name} promoted: first version of the project"
+        assert active.name.startswith("p5-v1-")
+        assert (active.kind, active.status) == (VersionKind.HEAD, VersionStatus.ACTIVE)
+        assert (active.n_labels, active.n_validation) == (12, 12)
+        assert active.class_names == ("cat", "dog")
+        assert active.metrics.accuracy > 0.8
+        assert world.queued(JobKind.PUSH) is not None
+        assert world.queued(JobKind.FINETUNE) is None
+        labels = TrainedLabels.read(world.artifacts.fetch(version_key(PROJECT, active.name)))
+        assert {each.task_id: each.class_names for each in labels.labelled} == {
+            task_id: (name,) for task_id, name in pets(12).items()
+        }
+
+    def test_pictures_never_seen_are_told_apart(self, world: World) -> None:
+        world.learn(pets(12))
+        assert suggested(world, "cat", "dog", "cat") == [("cat",), ("dog",), ("cat",)]
+
+    def test_several_classes_per_image(self, world: World) -> None:
+        world.configure(make_config("cat", "dog", "indoors", multiple=True))
+        world.see_tasks(pets(16))
+        world.label({task_id: (name, "indoors") if name == "cat" else name for task_id, name in pets(16).items()})
+        world.embed()
+        world.fit()
+        assert suggested(world, "cat", "dog") == [("cat", "indoors"), ("dog",)]
+
+    def test_the_same_labels_are_not_learned_twice(self, world: World) -> None:
+        active = world.learn(pets(8))
+        assert world.fit() == f"nothing new to learn since {active.name}"
+        assert world.versions == [active]
+
+    def test_two_tasks_with_the_same_image_may_contradict_each_other(self, world: World) -> None:
+        world.images.contents |= {image_url(name, number): b"cat twin" for name, number in (("cat", 2), ("dog", 3))}
+        assert world.learn(pets(8)).n_labels == 8
+
+
+class TestTooLittle:
+    def test_nothing_embedded(self, world: World) -> None:
+        world.see_tasks(pets(8))
+        world.label(pets(8))
+        with pytest.raises(TrainingImpossible, match="no image is embedded yet"):
+            world.fit()
+
+    def test_too_few_labels(self, world: World) -> None:
+        world.see_tasks(pets(8))
+        world.label(pets(3))
+        world.embed()
+        with pytest.raises(TrainingImpossible, match="waiting for labels: 3 of 4"):
+            world.fit()
+
+    def test_one_class_only(self, world: World) -> None:
+        world.see_tasks(dict.fromkeys(range(1, 9), "cat"))
+        world.label(dict.fromkeys(range(1, 9), "cat"))
+        world.embed()
+        with pytest.raises(TrainingImpossible, match="second class"):
+            world.fit()
+
+    def test_one_class_only_among_the_images_with_features(self, world: World) -> None:
+        for task_id in (1, 3, 5, 7):
+            world.images.contents[image_url("dog", task_id)] = b"broken file"
+        world.see_tasks(pets(8))
+        world.label(pets(8))
+        world.embed()
+        with pytest.raises(TrainingImpossible, match="4 labelled images are embedded"):
+            world.fit()
+
+    def test_skipped_tasks_are_no_labels(self, world: World) -> None:
+        world.see_tasks(pets(8))
+        world.label(pets(3) | {4: (), 5: ()})
+        world.embed()
+        with pytest.raises(TrainingImpossible, match="3 of 4"):
+            world.fit()
+
+    def test_an_unsupported_config(self, world: World) -> None:
+        world.learn(pets(8))
+        world.configure(LabelConfig(problem="there is no Choices control"))
+        with pytest.raises(TrainingImpossible, match="there is no Choices control"):
+            world.fit()
+
+    def test_labels_without_features_wait_for_them(self, world: World) -> None:
+        world.learn(pets(8))
+        world.see_tasks(pets(2, start=9))
+        world.label(pets(2, start=9))
+        assert "nothing new to learn" in world.fit()
+        world.embed()
+        world.fit()
+        assert world.active.n_labels == 10
+
+
+class TestMoreLabels:
+    def test_a_new_version_replaces_the_active_one(self, world: World) -> None:
+        first = world.learn(pets(8))
+        second = world.learn(pets(8, start=9))
+        assert second.number == 2
+        assert (second.status, second.n_labels) == (VersionStatus.ACTIVE, 16)
+        assert f"against {first.name} on" in second.reason
+        assert world.versions[1].status is VersionStatus.RETIRED
+
+    def test_a_worse_candidate_is_rejected_with_the_reason(self, world: World) -> None:
+        first = world.learn(pets(20))
+        world.see_tasks(pets(4, start=21))
+        world.label(pets(4, start=21))
+        world.embed()
+        candidate = learn_badly(world)
+        assert candidate.status is VersionStatus.REJECTED
+        assert f"against {first.name} on 24 images" in candidate.reason
+        assert world.active == first
+
+    def test_a_rejected_candidate_is_not_fitted_again_and_again(self, world: World) -> None:
+        world.learn(pets(20))
+        world.see_tasks(pets(4, start=21))
+        world.label(pets(4, start=21))
+        world.embed()
+        rejected = learn_badly(world)
+        assert world.fit() == f"nothing new to learn since {rejected.name}"
+        assert len(world.versions) == 2
+
+    def test_fine_tuning_follows_when_there_are_enough_labels(self, world: World) -> None:
+        world.learn(pets(49))
+        assert world.queued(JobKind.FINETUNE) is None
+        world.learn({50: "cat"})
+        assert world.queued(JobKind.FINETUNE) is not None
+
+    def test_on_a_fine_tuned_backbone_only_images_it_never_saw_judge(self, world: World) -> None:
+        world.learn(pets(40))
+        with world.artifacts.scratch() as folder:
+            (folder / "backbone.json").write_text("{}")
+            world.artifacts.publish(backbone_key("f" * 64), folder)
+        world.embedder.finetuned.add("f" * 64)
+        with world.database.transaction() as stores:
+            stores.projects.save(replace(world.project, backbone_digest="f" * 64))
+        world.embed()
+        world.fit()
+        newest = world.versions[0]
+        assert newest.backbone_digest == "f" * 64
+        held_out = {
+            task.image_digest for task in world.tasks.values() if task.image_digest and fold_of(task.image_digest) == 0
+        }
+        out_of_fold: OutOfFold = load_out_of_fold(world.artifacts.fetch(version_key(PROJECT, newest.name)))
+        assert set(out_of_fold.digests) == held_out
+        assert newest.n_validation == len(held_out) < newest.n_labels == 40
+
+
+class TestUnlearning:
+    def test_a_deleted_label_is_unlearned(self, world: World) -> None:
+        first = world.learn(pets(12))
+        world.unlabel(3)
+        world.fit()
+        assert world.active.number == 2
+        assert world.active.n_labels == 11
+        assert world.active.reason == f"{first.name} learned from 1 labels that were since withdrawn or changed"
+
+    def test_a_changed_label_is_unlearned(self, world: World) -> None:
+        world.learn(pets(12))
+        world.clock.forward(5)
+        world.label({3: "cat"})
+        world.fit()
+        assert "learned from 1 labels" in world.active.reason
+
+    def test_a_label_that_came_back_is_learned_again(self, world: World) -> None:
+        world.learn(pets(12))
+        world.unlabel(3)
+        world.fit()
+        world.clock.forward(5)
+        world.label({3: "dog"})
+        world.fit()
+        assert (world.active.number, world.active.n_labels) == (3, 12)
+
+
+class TestConfigChanges:
+    def test_a_class_added_keeps_what_was_learned_for_the_others(self, world: World) -> None:
+        first = world.learn(pets(12))
+        world.configure(CATS_DOGS_BIRDS)
+        world.fit()
+        assert world.active.class_names == ("cat", "dog", "bird")
+        assert world.active.reason == f"{first.name} does not know bird"
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+        world.learn(dict.fromkeys(range(13, 19), "bird"))
+        assert suggested(world, "cat", "dog", "bird") == [("cat",), ("dog",), ("bird",)]
+
+    def test_a_class_removed_is_never_suggested_again(self, world: World) -> None:
+        world.configure(CATS_DOGS_BIRDS)
+        birds = dict.fromkeys(range(13, 19), "bird")
+        world.learn(pets(12) | birds)
+        world.configure(make_config("cat", "dog"))
+        assert all(names != ("bird",) for names in suggested(world, "bird", "bird", "bird"))
+        world.fit()
+        assert world.active.class_names == ("cat", "dog")
+        assert world.active.n_labels == 12
+        assert "learned from 6 labels" in world.active.reason
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+
+    def test_a_class_that_came_back_brings_its_labels_back(self, world: World) -> None:
+        world.configure(CATS_DOGS_BIRDS)
+        world.learn(pets(12) | dict.fromkeys(range(13, 19), "bird"))
+        world.configure(make_config("cat", "dog"))
+        world.fit()
+        world.configure(CATS_DOGS_BIRDS)
+        world.fit()
+        assert (world.active.number, world.active.n_labels) == (3, 18)
+
+    def test_a_class_renamed_is_learned_as_the_new_one(self, world: World) -> None:
+        world.learn(pets(12))
+        world.configure(make_config("cat", "hound"))
+        with pytest.raises(TrainingImpossible, match="second class"):
+            world.fit()
+        world.learn(dict.fromkeys(range(13, 19), "hound"))
+        assert world.active.class_names == ("cat", "hound")
+        assert suggested(world, "cat", "hound") == [("cat",), ("hound",)]
+
+    def test_from_one_class_per_image_to_several_and_back(self, world: World) -> None:
+        world.learn(pets(12))
+        world.configure(make_config("cat", "dog", multiple=True))
+        world.fit()
+        assert world.versions[0].number == 2
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+        world.configure(make_config("cat", "dog"))
+        world.fit()
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+
+    def test_classes_in_another_order(self, world: World) -> None:
+        world.learn(pets(12))
+        world.configure(make_config("dog", "cat"))
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+        world.fit()
+        assert suggested(world, "cat", "dog") == [("cat",), ("dog",)]
+
+
+class TestBrokenVersions:
+    def test_a_corrupt_active_version_is_replaced(self, world: World) -> None:
+        first = world.learn(pets(12))
+        corrupt(world, first)
+        world.fit()
+        assert world.active.number == 2
+
+    def test_an_active_version_that_is_gone_is_replaced(self, world: World) -> None:
+        first = world.learn(pets(12))
+        world.artifacts.delete(version_key(PROJECT, first.name))
+        world.fit()
+        assert world.active.number == 2
+
+
+class TestRollback:
+    def test_an_earlier_version_is_active_again(self, world: World) -> None:
+        first = world.learn(pets(8))
+        second = world.learn(pets(8, start=9))
+        world.finish_jobs()
+        assert world.training.rollback(PROJECT, first.name).status is VersionStatus.ACTIVE
+        assert world.active.name == first.name
+        assert world.active.reason == "rolled back by hand"
+        assert [version.status for version in world.versions if version.name == second.name] == [VersionStatus.RETIRED]
+        assert world.queued(JobKind.PUSH) is not None
+
+    def test_it_lasts_until_there_is_something_new_to_learn(self, world: World) -> None:
+        first = world.learn(pets(8))
+        world.learn(pets(8, start=9))
+        world.training.rollback(PROJECT, first.name)
+        world.fit()
+        assert world.active.name == first.name
+        assert world.learn(pets(4, start=17)).number == 3
+
+    def test_it_takes_the_project_back_to_the_backbone(self, world: World) -> None:
+        first = world.learn(pets(8))
+        with world.database.transaction() as stores:
+            stores.projects.save(replace(world.project, backbone_digest="f" * 64))
+        world.finish_jobs()
+        world.training.rollback(PROJECT, first.name)
+        assert world.project.backbone_digest == BASE_DIGEST
+        assert world.queued(JobKind.EMBED) is not None
+
+    def test_what_cannot_be_rolled_back_to(self, world: World) -> None:
+        first = world.learn(pets(8))
+        second = world.learn(pets(8, start=9))
+        with pytest.raises(NotFound):
+            world.training.rollback(PROJECT, "p5-v9-00000000")
+        world.artifacts.delete(version_key(PROJECT, first.name))
+        with pytest.raises(NotFound):
+            world.training.rollback(PROJECT, first.name)
+        assert world.active == second
+
+
+def test_the_same_labels_give_the_same_version_again(world: World) -> None:
+    """Otherwise a comparison of two candidates would compare luck."""
+    first = world.learn(pets(12))
+    world.artifacts.delete(version_key(PROJECT, first.name))
+    world.fit()
+    assert world.active.name.split("-")[2] == first.name.split("-")[2]
+    np.testing.assert_allclose(world.active.metrics.log_loss, first.metrics.log_loss)
