@@ -126,6 +126,8 @@ def fit(
     if n_threads is not None:
         torch.set_num_threads(n_threads)
     place = local_device(device)
+    if place.index is not None:
+        torch.cuda.set_device(place)
     rows = as_rows(targets, class_count, multiple=multiple)
     train_rows, validation_rows = _chosen_rows(len(sources), len(rows), train, validation)
     identity = fingerprint(
@@ -186,6 +188,8 @@ def fit_head(training: Training) -> float:
         raise ValueError(_nothing_readable(training))
     weight, bias = linear_probe(all_features, all_targets, training.criterion, penalty=training.config.head_penalty)
     training.learner.set_head(weight, bias)
+    copy_from_first_rank(training.learner.model.head)
+    copy_from_first_rank(training.learner.average.head)
     return float(training.criterion(all_features @ weight.T + bias, all_targets)) / len(all_features)
 
 
@@ -275,6 +279,7 @@ def _run_epochs(training: Training, state_file: StateFile, started: float) -> tu
         for problems in gather(training.loader.problems):
             training.loader.problems.update(problems)
         if rank() == 0:
+            log.info("epoch finished", **asdict(history[-1]))
             state_file.save(
                 TrainingState(
                     history=history,
@@ -291,15 +296,13 @@ def _run_epochs(training: Training, state_file: StateFile, started: float) -> tu
 def _run_epoch(training: Training, epoch: int) -> EpochReport:
     train_loss = train_one_epoch(training, epoch) if epoch else fit_head(training)
     loss, accuracy = evaluate(training) or (None, None)
-    report = EpochReport(
+    return EpochReport(
         epoch=epoch,
         phase="network" if epoch else "head",
         train_loss=train_loss,
         validation_loss=loss,
         validation_accuracy=accuracy,
     )
-    log.info("epoch finished", **asdict(report))
-    return report
 
 
 def _chosen_rows(
