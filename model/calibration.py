@@ -2,9 +2,11 @@
 
 Temperature scaling divides all logits by one number T > 0 (Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern
 Neural Networks", 2017). T must be fitted on logits of images that the head was not fitted on. A few dozen of them
-say little about T, and where all are right they ask for T = 0; so log T is shrunk towards an expected value:
+say little about T, and where all are right they ask for T = 0; so T is the maximum a posteriori under a normal
+prior of log T. Heads that see more labels are less over-confident, and the final head sees a fold more than those
+that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to ``SMALLEST_FINAL_SHARE``.
 
-    log T = (n log T_fitted + n_prior log T_prior) / (n + n_prior)
+The constants were found on photos, with 5 to 50 labels per class and two backbones.
 
 Shapes: n images, k classes.
 """
@@ -19,11 +21,12 @@ from numpy.typing import NDArray
 
 from model.logits import calibrated
 
-PRIOR_TEMPERATURE = 0.7
-PRIOR_TEMPERATURE_MULTIPLE = 1.0
-PRIOR_IMAGES = 30
-LOG_TEMPERATURE_RANGE = (-3.0, 3.0)
-N_BISECTIONS = 12
+PRIOR_TEMPERATURE = 4.0
+PRIOR_PRECISION = 8.0
+FINAL_HEAD_GAIN = 1.5
+SMALLEST_FINAL_SHARE = 0.75
+LOG_TEMPERATURE_RANGE = (-3.0, 7.0)
+N_BISECTIONS = 14
 N_BINS = 15
 
 
@@ -41,41 +44,35 @@ class Reliability:
     ece: float
 
 
-def fit_temperature(
-    logits: NDArray[np.floating[Any]],
-    targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
-    prior_temperature: float | None = None,
-) -> float:
-    """Return T for logits, (n, k), of images that the head was not fitted on; the expected value when n is 0.
+def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> float:
+    """Return T for out-of-fold logits, (n, k): what is expected of it when n is 0.
 
     Args:
-        logits: out-of-fold logits, (n, k).
+        logits: of images that the head they come from was not fitted on.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
-        prior_temperature: what to expect of T; a value known for the kind of head without it.
     """
     multiple = targets.ndim == 2
-    if prior_temperature is None:
-        prior_temperature = PRIOR_TEMPERATURE_MULTIPLE if multiple else PRIOR_TEMPERATURE
-    n_images = len(logits)
-    if n_images == 0:
-        return prior_temperature
     wide = logits.astype(np.float64)
     if not multiple:
         wide -= wide.max(axis=1, keepdims=True)
     truth = targets if multiple else targets[:, None] == np.arange(logits.shape[1])
     true_sum = float(wide[truth].sum())
-    # The log loss is convex in 1/T; its slope is what the probabilities expect of the logits less what is true.
     coldest, hottest = LOG_TEMPERATURE_RANGE
     for _ in range(N_BISECTIONS):
         middle = (coldest + hottest) / 2
+        # The slope of the log loss by 1/T: what the probabilities expect of the logits, less what is true.
         expected = calibrated(wide, float(np.exp(middle)), multiple=multiple)
-        if float((expected * wide).sum(dtype=np.float64)) > true_sum:
+        slope = float((expected * wide).sum(dtype=np.float64)) - true_sum
+        if slope * np.exp(-middle) > PRIOR_PRECISION * (middle - np.log(PRIOR_TEMPERATURE)):
             coldest = middle
         else:
             hottest = middle
-    fitted = (coldest + hottest) / 2
-    pooled = (n_images * fitted + PRIOR_IMAGES * np.log(prior_temperature)) / (n_images + PRIOR_IMAGES)
-    return float(np.exp(pooled))
+    return float(np.exp((coldest + hottest) / 2))
+
+
+def final_temperature(temperature: float, n_images: int) -> float:
+    """Return T for the head on all labels from the T that fits out-of-fold logits of ``n_images``."""
+    return temperature * max(SMALLEST_FINAL_SHARE, 1 - FINAL_HEAD_GAIN / max(1, n_images) ** 0.5)
 
 
 def reliability(

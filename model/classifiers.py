@@ -22,7 +22,9 @@ MAX_LOGISTIC_ROWS = 1000
 def fit_single_label(
     coordinates: FloatArray, targets: NDArray[np.intp], moments: Moments, pool: FloatArray
 ) -> dict[str, LinearMap]:
-    """Fit each method for one class per image, by name; those that need a pool only when it is not empty.
+    """Fit each method for one class per image, by name, the one to expect most of first.
+
+    "pool", only where there is one, is helped by it; "labelled" sees labelled images alone.
 
     Args:
         coordinates: rows of labelled images, (n, p); n may be 0.
@@ -33,7 +35,7 @@ def fit_single_label(
     present = np.flatnonzero(moments.class_totals > 0)
     if len(present) < 2:
         constant = _constant(coordinates.shape[1], len(present))
-        fitted = {"labelled": constant, "pool": constant, "both": constant} if len(pool) else {"labelled": constant}
+        fitted = {"pool": constant, "labelled": constant} if len(pool) else {"labelled": constant}
     else:
         kept = moments.of_classes(present)
         discriminant = fit_lda(kept, prior_of(kept, multiple=False))
@@ -45,7 +47,7 @@ def fit_single_label(
 def fit_multi_label(
     coordinates: FloatArray, targets: NDArray[np.bool_], moments: Moments, pool: FloatArray
 ) -> dict[str, LinearMap]:
-    """Fit each method for several classes per image, by name; those that need a pool only when it is not empty.
+    """Fit each method, as in ``fit_single_label``, for several classes per image.
 
     A class that no labelled image has, or that all have, gets a constant logit.
 
@@ -65,7 +67,7 @@ def fit_multi_label(
         fitted = _combinations(coordinates, kept, pool, discriminant, logistic, multiple=True)
     else:
         constant = _constant(coordinates.shape[1], 0)
-        fitted = {"labelled": constant, "pool": constant, "both": constant} if len(pool) else {"labelled": constant}
+        fitted = {"pool": constant, "labelled": constant} if len(pool) else {"labelled": constant}
     bias = np.log((counts + PRIOR_COUNT) / (moments.total - counts + PRIOR_COUNT))
     return {name: _completed(linear_map, mixed, bias) for name, linear_map in fitted.items()}
 
@@ -85,7 +87,7 @@ def _combinations(
     guess = calibrated(discriminant.logits(pool), 1.0, multiple=multiple)
     guess = (guess + calibrated(logistic.logits(pool), 1.0, multiple=multiple)) / 2
     helped = fit_pool_lda(moments, pool, guess, multiple=multiple)
-    return {"labelled": labelled, "pool": helped, "both": _average(helped, labelled, pool)}
+    return {"pool": helped, "labelled": labelled}
 
 
 def _fit_logistic(coordinates: FloatArray, targets: NDArray[np.intp]) -> LinearMap:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 AnyFloats = NDArray[np.floating[Any]]
 
-ROWS_PER_CHUNK = 1024
+ROWS_PER_CHUNK = 256
 SMALLEST_NORM = 1e-6
 
 

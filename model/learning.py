@@ -1,7 +1,7 @@
 """Labels and features become a calibrated predictor, judged on images that it was not fitted on.
 
 The flow: folds by image content → preprocessing of all images → every method fitted without each fold → the
-method with the best out-of-fold loss → that method on all labels → temperature, thresholds, reports.
+method that does best out of fold → that method on all labels → temperature, thresholds, reports.
 
 Shapes: n images with a label, m without, d features, p dimensions, k classes.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import fit_temperature
+from model.calibration import final_temperature, fit_temperature
 from model.classifiers import fit_multi_label, fit_single_label
 from model.discriminant import moments_of
 from model.evaluation import Targets, evaluate, log_losses
@@ -117,7 +117,7 @@ def learn(
     logits = _out_of_fold_logits(problem, judged, folds)
     method, chosen = _choose(logits, targets, folds)
     linear_map = problem.fit(np.empty(0, np.intp))[method]
-    temperature = fit_temperature(chosen, targets)
+    temperature = final_temperature(fit_temperature(chosen, targets), len(judged))
     probabilities = _cross_fitted(chosen, targets, folds, multiple)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
     predictor = Predictor(
@@ -191,7 +191,7 @@ def _out_of_fold_logits(problem: _Problem, judged: NDArray[np.intp], folds: NDAr
 
 
 def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.intp]) -> tuple[str, FloatArray]:
-    """Return the method with the lowest loss, and out-of-fold logits of the choice.
+    """Return the best method, and out-of-fold logits of the choice.
 
     For each fold the choice is made on the other folds, so that the logits are those of an honest choice.
     """
@@ -201,10 +201,19 @@ def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.i
     }
     honest = np.empty_like(next(iter(logits.values())))
     for fold in np.unique(folds):
-        others = folds != fold
-        method = min(losses, key=lambda each: losses[each][others].sum())
-        honest[~others] = logits[method][~others]
-    return min(losses, key=lambda each: losses[each].sum()), honest
+        here = folds == fold
+        honest[here] = logits[_best({method: each[~here] for method, each in losses.items()})][here]
+    return _best(losses), honest
+
+
+def _best(losses: dict[str, NDArray[np.float64]]) -> str:
+    """Return the first method, or the one with the lowest loss where that is lower by more than a standard error."""
+    first = next(iter(losses))
+    if len(losses[first]) == 0:
+        return first
+    lowest = min(losses, key=lambda method: float(losses[method].mean()))
+    excess = losses[first] - losses[lowest]
+    return lowest if excess.mean() > excess.std() / np.sqrt(len(excess)) else first
 
 
 def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp], multiple: bool) -> FloatArray:
