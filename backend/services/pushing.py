@@ -50,13 +50,21 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """The unlabelled tasks of a project, and the version that should suggest labels for them."""
+    """The unlabelled tasks of a project, and the version that should suggest labels for them.
+
+    ``n_pushed`` counts its suggestions in Label Studio, those of tasks with a label by now among them.
+    """
 
     project: Project
     schema: LabelSchema
     version: ModelVersion
     tasks: tuple[Task, ...]
     n_pushed: int
+
+    @property
+    def waiting(self) -> list[Task]:
+        """The tasks that Label Studio has no suggestion of this version for."""
+        return [task for task in self.tasks if task.pushed_version != self.version.name]
 
 
 class Pushing:
@@ -86,7 +94,7 @@ class Pushing:
         pool = self._pool(project_id)
         if pool is None:
             return "nothing to push: there is no version yet, or the label config is not supported"
-        self._drop_half_push(self._gateway, pool)
+        pool = self._drop_half_push(self._gateway, pool)
         n_pushed = self._push(self._gateway, pool, report)
         pointed = self._point(self._gateway, pool)
         if pointed:
@@ -105,32 +113,31 @@ class Pushing:
             project=project,
             schema=project.schema,
             version=version,
-            tasks=tuple(
-                task
-                for task in tasks
-                if task.id not in labels and task.image_digest and task.pushed_version != version.name
-            ),
+            tasks=tuple(task for task in tasks if task.id not in labels and task.image_digest),
             n_pushed=sum(task.pushed_version == version.name for task in tasks),
         )
 
-    def _drop_half_push(self, gateway: LabelStudioGateway, pool: Pool) -> None:
-        """Start over when Label Studio holds predictions of this version that we did not record.
+    def _drop_half_push(self, gateway: LabelStudioGateway, pool: Pool) -> Pool:
+        """Start over when Label Studio does not hold the predictions of this version that we recorded.
 
         A push that was cut off between storing and recording, or an answer to a live request, would otherwise leave
-        a task with two of them.
+        a task with two of them; predictions that were deleted would never come back.
         """
         stored = gateway.model_versions(pool.project.identity.label_studio_id).get(pool.version.name, 0)
-        if stored > pool.n_pushed:
+        if stored == pool.n_pushed:
+            return pool
+        if stored:
             gateway.delete_predictions(pool.project.identity.label_studio_id, pool.version.name)
-            with self._database.transaction() as stores:
-                stores.tasks.forget_pushed(pool.project.id)
+        with self._database.transaction() as stores:
+            stores.tasks.forget_pushed(pool.project.id)
+        return replace(pool, tasks=tuple(replace(task, pushed_version=None) for task in pool.tasks), n_pushed=0)
 
     def _push(self, gateway: LabelStudioGateway, pool: Pool, report: ReportProgress) -> int:
+        waiting = pool.waiting
         n_pushed = 0
-        for start in range(0, len(pool.tasks), CHUNK_SIZE):
-            report(Progress(done=start, total=len(pool.tasks), unit="suggestions"))
-            tasks = pool.tasks[start : start + CHUNK_SIZE]
-            suggestions = self._suggestions(pool, tasks)
+        for start in range(0, len(waiting), CHUNK_SIZE):
+            report(Progress(done=start, total=len(waiting), unit="suggestions"))
+            suggestions = self._suggestions(pool, waiting[start : start + CHUNK_SIZE])
             if suggestions:
                 gateway.import_predictions(pool.project.identity.label_studio_id, pool.schema, suggestions)
             with self._database.transaction() as stores:
@@ -150,23 +157,26 @@ class Pushing:
         """Make the pushed version the project's, unless somebody chose something else by hand."""
         label_studio_id = pool.project.identity.label_studio_id
         current = gateway.project(label_studio_id).model_version
-        if current == pool.version.name:
-            return True
-        if current == "":
-            log.info("pre-annotation is switched off in the project: pointer left alone", project=pool.project.id)
+        stored = gateway.model_versions(label_studio_id)
+        if current == "" or (current in stored and not self._is_ours(pool, current)):
+            log.info("pointer left alone", project=pool.project.id, version=current or "pre-annotation is off")
             return False
-        if pool.version.name not in gateway.model_versions(label_studio_id):
+        if pool.version.name not in stored:
             return False
-        gateway.set_model_version(label_studio_id, pool.version.name)
+        if current != pool.version.name:
+            gateway.set_model_version(label_studio_id, pool.version.name)
+            log.info("suggestions pushed", project=pool.project.id, version=pool.version.name, was=current)
         with self._database.transaction() as stores:
             project = stores.projects.get(pool.project.id)
             stores.projects.save(replace(project, pushed_version=pool.version.name))
-        log.info("suggestions pushed", project=pool.project.id, version=pool.version.name, was=current)
         return True
 
     def _clear(self, gateway: LabelStudioGateway, pool: Pool) -> None:
         """Delete what superseded versions of ours left behind, and nothing else."""
-        ours = re.compile(rf"p{pool.project.id}-v\d+-[0-9a-f]{{8}}|{untrained_name(pool.project.id)}")
         for version in gateway.model_versions(pool.project.identity.label_studio_id):
-            if ours.fullmatch(version) and version != pool.version.name:
+            if self._is_ours(pool, version) and version != pool.version.name:
                 gateway.delete_predictions(pool.project.identity.label_studio_id, version)
+
+    def _is_ours(self, pool: Pool, version: str) -> bool:
+        ours = rf"p{pool.project.id}-v\d+-[0-9a-f]{{8}}|{untrained_name(pool.project.id)}"
+        return re.fullmatch(ours, version) is not None

@@ -54,6 +54,9 @@ class Reconciliation:
         if self._gateway is None:
             problem = "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY: without them images and missed labels stay away"
             self._note_problems(project_id, (problem,))
+            with self._database.transaction() as stores:
+                if stores.tasks.forgive_problems(project_id):
+                    self._scheduler.now(stores, project_id, JobKind.EMBED)
             return problem
         try:
             return self._reconcile(self._gateway, project_id, report)
@@ -63,7 +66,7 @@ class Reconciliation:
 
     def _reconcile(self, gateway: LabelStudioGateway, project_id: int, report: ReportProgress) -> str:
         with self._database.snapshot() as stores:
-            project = stores.projects.get(project_id)
+            project = known = stores.projects.get(project_id)
         snapshot = gateway.project(project.identity.label_studio_id)
         if snapshot.identity != project.identity:
             problem = f"project {project.identity.label_studio_id} of Label Studio was deleted and made anew"
@@ -86,7 +89,7 @@ class Reconciliation:
                 or stores.tasks.count_embedded(project_id, project.backbone_digest) < stores.tasks.count(project_id)
             ):
                 self._scheduler.now(stores, project_id, JobKind.EMBED)
-            if changes:
+            if changes or project.label_config != known.label_config:
                 self._scheduler.now(stores, project_id, JobKind.HEAD)
             active = stores.versions.active(project_id)
             if active and active.name != synced.pushed_version:
