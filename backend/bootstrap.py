@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from backend.services.finetuning import FineTuning
     from backend.services.training import Training
 
-EMBEDDER_START_S = 60.0
-
 
 class SystemClock:
     """The machine's clock."""
@@ -129,7 +127,7 @@ class Container:
     @cached_property
     def embedder(self) -> EmbedderClient:
         """The embedding process of this machine."""
-        return EmbedderClient(embedder_address(self.settings.model_dir), start_timeout_s=EMBEDDER_START_S)
+        return EmbedderClient(embedder_address(self.settings.model_dir))
 
     @cached_property
     def ingestion(self) -> Ingestion:

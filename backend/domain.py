@@ -336,14 +336,15 @@ class Job:
 class RetryPolicy:
     """How often and when a job is tried again after an error that may pass."""
 
-    max_attempts: int = 5
-    first_delay_s: float = 2.0
+    max_attempts: int = 12
+    first_delay_s: float = 1.0
+    longest_delay_s: float = 60.0
 
     def next_delay(self, attempts: int) -> timedelta | None:
-        """Return how long to wait after ``attempts`` tries, doubling each time, or ``None`` to give up."""
+        """Return how long to wait after ``attempts`` tries, doubling up to a limit, or ``None`` to give up."""
         if attempts >= self.max_attempts:
             return None
-        return timedelta(seconds=self.first_delay_s * 2 ** (attempts - 1))
+        return timedelta(seconds=min(self.longest_delay_s, self.first_delay_s * 2 ** (attempts - 1)))
 
 
 # --- model versions --------------------------------------------------------------------------------------

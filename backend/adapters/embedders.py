@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
@@ -46,9 +45,8 @@ class EmbedReply:
 class EmbedderClient:
     """Embeds through the embedding process of this machine; each thread has its own connection."""
 
-    def __init__(self, address: Path, *, start_timeout_s: float) -> None:
+    def __init__(self, address: Path) -> None:
         self._address = address
-        self._start_timeout_s = start_timeout_s
         self._local = threading.local()
 
     def base_digest(self) -> str:
@@ -67,27 +65,29 @@ class EmbedderClient:
         )
 
     def _ask(self, request: EmbedRequest) -> EmbedReply:
-        connection = self._connection()
-        try:
-            connection.send_bytes(request.model_dump_json().encode())
-            header = ReplyHeader.model_validate_json(connection.recv_bytes())
-            rows = np.frombuffer(connection.recv_bytes(), dtype=np.float16)
-        except (EOFError, ConnectionError) as error:
-            self._local.connection = None
-            raise EmbedderUnavailable("the embedding process ended while at work; it is being started again") from error
-        if header.refusal:
-            raise EmbedderUnavailable(header.refusal)
-        return EmbedReply(header=header, features=rows.reshape(header.n_rows, sum(header.block_sizes)))
-
-    def _connection(self) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
-        deadline_s = time.monotonic() + self._start_timeout_s
-        while connection is None:
+        if connection is not None:
             try:
-                connection = Client(str(self._address), family="AF_UNIX")
-            except (FileNotFoundError, ConnectionError) as error:
-                if time.monotonic() >= deadline_s:
-                    raise EmbedderUnavailable("the embedding process is not up yet: try again shortly") from error
-                time.sleep(0.1)
+                return _exchange(connection, request)
+            except (EOFError, ConnectionError):
+                # the embedder this thread knew has ended since; another may have taken its place
+                connection.close()
+        self._local.connection = None
+        try:
+            connection = Client(str(self._address), family="AF_UNIX")
+            reply = _exchange(connection, request)
+        except (FileNotFoundError, EOFError, ConnectionError) as error:
+            raise EmbedderUnavailable(
+                "the embedding process is not up: it takes some seconds to start; is tandem serve running?"
+            ) from error
         self._local.connection = connection
-        return connection
+        return reply
+
+
+def _exchange(connection: Connection, request: EmbedRequest) -> EmbedReply:
+    connection.send_bytes(request.model_dump_json().encode())
+    header = ReplyHeader.model_validate_json(connection.recv_bytes())
+    rows = np.frombuffer(connection.recv_bytes(), dtype=np.float16)
+    if header.refusal:
+        raise EmbedderUnavailable(header.refusal)
+    return EmbedReply(header=header, features=rows.reshape(header.n_rows, sum(header.block_sizes)))
