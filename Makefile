@@ -42,8 +42,17 @@ clean:  ## remove environments and caches; what Tandem and the demo stored stays
 
 $(READY): $(TOOLS_READY) pyproject.toml uv.lock
 	@echo "setting up .venv (the first time this downloads PyTorch: some minutes)"
-	@$(UV) sync --frozen --python .tools/bin/python
+	@$(UV) sync --frozen --python .tools/bin/python || $(MAKE) --no-print-directory by-pip
 	@touch $@
+
+# Where only pip knows the package index, because its configuration names a mirror: the same locked versions.
+.PHONY: by-pip
+by-pip:
+	@echo "uv cannot get the files that uv.lock names: trying the package index that pip is configured for"
+	@$(UV) venv --quiet --clear --offline --python .tools/bin/python .venv
+	@$(UV) export --quiet --frozen --offline --no-emit-project --no-hashes --output-file .tools/requirements.txt
+	@.tools/bin/python -m pip --python .venv/bin/python install --quiet --requirement .tools/requirements.txt
+	@.tools/bin/python -m pip --python .venv/bin/python install --quiet --no-deps --editable .
 
 # Debian and Ubuntu ship python3 without ensurepip; there, pip of the system can fill the environment.
 $(TOOLS_READY):
@@ -54,7 +63,7 @@ $(TOOLS_READY):
 	@$(PYTHON) -m venv .tools >/dev/null 2>&1 || $(PYTHON) -m venv --without-pip --clear .tools || { \
 		echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@if [ -x .tools/bin/pip ]; then .tools/bin/python -m pip install --quiet "uv==$(UV_VERSION)"; \
-		else $(PYTHON) -m pip --python .tools/bin/python install --quiet "uv==$(UV_VERSION)"; fi || { \
+		else $(PYTHON) -m pip --python .tools/bin/python install --quiet pip "uv==$(UV_VERSION)"; fi || { \
 		echo "could not install uv. Without pip, on Debian and Ubuntu: apt install python3-venv;" \
 			"otherwise look at the package index above" >&2; exit 1; }
 	@touch $@

@@ -71,7 +71,7 @@ class BackgroundProcess:
             if self._child is not None:
                 self._child.wait()
             try:
-                self._child = subprocess.Popen(  # noqa: S603 - the commands are ours
+                self._child = subprocess.Popen(
                     command,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,

@@ -53,25 +53,33 @@ def install(cache_dir: Path, report: Report = be_silent) -> Path:
     with _locked(cache_dir / "install.lock"):
         if complete.exists() and complete.read_bytes() == REQUIREMENTS.read_bytes():
             return program
-        shutil.rmtree(folder, ignore_errors=True)
-        uv = _find_uv()
-        make = [uv, "venv", "--quiet", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
-        fill = (
-            [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
-            if uv
-            else [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        )
-        environment = base_environment()
-        _run([*make, str(folder)], environment, "Label Studio is installed", INSTALL_TIMEOUT_S, report)
-        _run(
-            [*fill, "--requirement", str(REQUIREMENTS)],
-            environment,
-            "Label Studio is installed",
-            INSTALL_TIMEOUT_S,
-            report,
-        )
+        _fill(folder, report)
         complete.write_bytes(REQUIREMENTS.read_bytes())
     return program
+
+
+def _fill(folder: Path, report: Report) -> None:
+    requirements = ["--quiet", "--requirement", str(REQUIREMENTS)]
+    python = str(folder / "bin" / "python")
+    uv = _find_uv()
+    # pip comes second, slower, for where only its configuration names a package index that can be reached.
+    ways = [
+        ([sys.executable, "-m", "venv", str(folder)], [python, "-m", "pip", "install", *requirements]),
+    ]
+    if uv:
+        make = [uv, "venv", "--quiet", "--python", sys.executable, str(folder)]
+        ways.insert(0, (make, [uv, "pip", "install", "--python", python, *requirements]))
+    problems = []
+    for make, fill in ways:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            for command in (make, fill):
+                _run(command, base_environment(), "Label Studio is installed", INSTALL_TIMEOUT_S, report)
+        except ServerFailed as error:
+            problems.append(str(error))
+        else:
+            return
+    raise ServerFailed("Label Studio cannot be installed:\n" + "\n".join(problems))
 
 
 def migrated_database(program: Path, cache_dir: Path, report: Report = be_silent) -> Path:
@@ -130,7 +138,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _run(command: list[str], environment: dict[str, str], doing: str, timeout_s: float, report: Report) -> None:
     started_s = time.monotonic()
-    with subprocess.Popen(  # noqa: S603 - the commands are ours
+    with subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
