@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 from pydantic import BaseModel
+from threadpoolctl import threadpool_limits
 
 from backend.adapters.executors import JobMessage, lower_priority
 from backend.bootstrap import Container
@@ -42,11 +43,13 @@ def main() -> None:
     exit_with_parent()
     container = Container(settings)
     container.warm_up_training()
-    for line in sys.stdin:
-        request = JobRequest.model_validate_json(line)
-        if request.kind is JobKind.FINETUNE:
-            lower_priority()
-        say(_run(container, request, say))
+    # on cores shared with others, threads that wait for each other make linear algebra many times slower
+    with threadpool_limits(1, user_api="blas"):
+        for line in sys.stdin:
+            request = JobRequest.model_validate_json(line)
+            if request.kind is JobKind.FINETUNE:
+                lower_priority()
+            say(_run(container, request, say))
 
 
 def _run(container: Container, request: JobRequest, say: Callable[[JobMessage], None]) -> JobMessage:
