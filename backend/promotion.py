@@ -82,9 +82,9 @@ class ActiveVersion:
         """
         folder = artifacts.fetch(version_key(version.project_id, version.name))
         self.version = version
-        self.labels = TrainedLabels.read(folder)
         self._features = features
-        self._predictor = load_predictor(folder)
+        self._predictor = load_predictor(folder)  # first: it verifies every file of the folder
+        self.labels = TrainedLabels.read(folder)
         self._out_of_fold = load_out_of_fold(folder)
 
     def compare(self, candidate: OutOfFold, labelled: Sequence[LabelledImage], schema: LabelSchema) -> Comparison:
