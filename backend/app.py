@@ -19,6 +19,7 @@ from backend.errors import (
     TandemError,
 )
 from backend.logs import configure_logs
+from backend.processes import one_linear_algebra_thread
 from backend.routes.api import api_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings, load_settings
@@ -43,6 +44,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Return the web application, ready to answer; nothing heavy is loaded."""
     settings = settings or load_settings()
     configure_logs(settings.log_level)
+    one_linear_algebra_thread()
     container = Container(settings)
     app = Flask("tandem")
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES

@@ -175,6 +175,7 @@ def fit(
 ) -> None:
     """Learn from a folder of images without any Label Studio, and say what the result is worth."""
     settings = start("fit")
+    from backend.processes import one_linear_algebra_thread
     from backend.services.folders import TEST_FOLD, FolderSettings, fit_folder, image_files, read_folder
 
     labelled = read_folder(folder)
@@ -188,6 +189,7 @@ def fit(
         max_image_pixels=settings.max_image_pixels,
         seed=seed,
     )
+    one_linear_algebra_thread()
     with progress_bar() as on_progress:
         result = fit_folder(train_part, image_files(pool) if pool else [], test_part, folder_settings, on_progress)
     encoded = {

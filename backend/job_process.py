@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 import structlog
 from pydantic import BaseModel
-from threadpoolctl import threadpool_limits
 
 from backend.adapters.executors import JobMessage, lower_priority
 from backend.bootstrap import Container
 from backend.domain import JobKind, Progress
 from backend.errors import TandemError, TrainingImpossible
 from backend.logs import configure_logs
-from backend.processes import exit_with_parent
+from backend.processes import exit_with_parent, one_linear_algebra_thread
 from backend.settings import load_settings
 
 log = structlog.get_logger()
@@ -43,13 +42,12 @@ def main() -> None:
     exit_with_parent()
     container = Container(settings)
     container.warm_up_training()
-    # on cores shared with others, threads that wait for each other make linear algebra many times slower
-    with threadpool_limits(1, user_api="blas"):
-        for line in sys.stdin:
-            request = JobRequest.model_validate_json(line)
-            if request.kind is JobKind.FINETUNE:
-                lower_priority()
-            say(_run(container, request, say))
+    one_linear_algebra_thread()
+    for line in sys.stdin:
+        request = JobRequest.model_validate_json(line)
+        if request.kind is JobKind.FINETUNE:
+            lower_priority()
+        say(_run(container, request, say))
 
 
 def _run(container: Container, request: JobRequest, say: Callable[[JobMessage], None]) -> JobMessage:

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from backend.errors import ConfigurationError
 
 
@@ -44,3 +46,12 @@ def exit_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def one_linear_algebra_thread() -> None:
+    """Give numpy's linear algebra one thread in this process.
+
+    Our matrices are small, and on cores shared with others threads that wait for each other made a head fit more than
+    ten times slower (benchmarks/loop.py).
+    """
+    threadpool_limits(1, user_api="blas")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from backend.domain import Job, JobKind, TrainingPolicy
 from backend.ports import Clock, Stores
 
-PUSH_REST_FACTOR = 3.0
+PUSH_REST_FACTOR = 1.0
 
 
 class Scheduler:
