@@ -84,7 +84,8 @@ def learn(
         multiple: whether an image may have several classes.
         block_sizes: how a feature row is composed; the last block is the penultimate features.
         pool: features of images without a label, (m, d); at most ``MAX_POOL_IMAGES`` random ones are used.
-        previous: what was learned from fewer labels.
+        previous: what was learned from fewer labels. Not used: every fit is closed or short, so that a start from
+            it would save less than reading it costs.
         seed: decides what is random; the same arguments give the same result.
 
     Raises:
@@ -114,9 +115,9 @@ def learn(
     judged = np.flatnonzero(examples.judged)
     targets = examples.targets[judged]
     folds = _folds(examples)
-    logits = _out_of_fold_logits(problem, judged, folds)
-    method, chosen = _choose(logits, targets, folds)
-    linear_map = problem.fit(np.empty(0, np.intp))[method]
+    fitted = problem.fit(np.empty(0, np.intp))
+    method, chosen = _choose(_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
+    linear_map = fitted[method]
     temperature = final_temperature(fit_temperature(chosen, targets), len(judged))
     probabilities = _cross_fitted(chosen, targets, folds, multiple)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
@@ -179,14 +180,17 @@ def _folds(examples: Examples) -> NDArray[np.intp]:
     return np.array([fold_of(examples.digests[index] + suffix) for index in np.flatnonzero(examples.judged)], np.intp)
 
 
-def _out_of_fold_logits(problem: _Problem, judged: NDArray[np.intp], folds: NDArray[np.intp]) -> dict[str, FloatArray]:
+def _out_of_fold_logits(
+    problem: _Problem, methods: tuple[str, ...], judged: NDArray[np.intp], folds: NDArray[np.intp]
+) -> dict[str, FloatArray]:
     """Return each method's logits, (n judged, k), of the judged images, fitted without their fold."""
-    logits: dict[str, FloatArray] = {}
+    shape = (len(judged), problem.memberships.shape[1])
+    logits = {method: np.zeros(shape, np.float32) for method in methods}
     for fold in np.unique(folds):
         held_out = judged[folds == fold]
-        for method, linear_map in problem.fit(held_out).items():
-            rows = logits.setdefault(method, np.zeros((len(judged), problem.memberships.shape[1]), np.float32))
-            rows[folds == fold] = linear_map.logits(problem.coordinates[held_out])
+        fitted = problem.fit(held_out)
+        for method in methods:
+            logits[method][folds == fold] = fitted[method].logits(problem.coordinates[held_out])
     return logits
 
 

@@ -16,6 +16,8 @@ from model.head import FloatArray
 from model.logits import LinearMap, sigmoid, softmax
 
 MAX_ITERATIONS = 30
+MIN_ITERATIONS = 5
+MAX_ITERATION_CLASSES = 3000
 GRADIENT_TOLERANCE = 1e-5
 
 Loss = Callable[[FloatArray, FloatArray], tuple[float, FloatArray]]
@@ -34,6 +36,8 @@ def fit_one_vs_rest(coordinates: FloatArray, targets: NDArray[np.bool_], inverse
 
 def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, loss: Loss) -> LinearMap:
     n_dimensions, n_classes = coordinates.shape[1], targets.shape[1]
+    # An iteration costs in proportion to the classes; with very many of them the first few steps have to do.
+    n_iterations = max(MIN_ITERATIONS, min(MAX_ITERATIONS, MAX_ITERATION_CLASSES // n_classes))
     penalty = 1 / inverse_penalty
 
     def objective(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -50,7 +54,7 @@ def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, l
         np.zeros((n_dimensions + 1) * n_classes),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": MAX_ITERATIONS, "gtol": GRADIENT_TOLERANCE, "maxcor": 10},
+        options={"maxiter": n_iterations, "gtol": GRADIENT_TOLERANCE, "maxcor": 10},
     )
     weight, bias = _split(result.x, n_dimensions, n_classes)
     return LinearMap(weight=weight, bias=bias)

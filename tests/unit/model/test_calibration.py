@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.calibration import PRIOR_TEMPERATURE, fit_temperature, reliability
+from model.calibration import PRIOR_TEMPERATURE, final_temperature, fit_temperature, reliability
 from model.logits import calibrated
 
 
@@ -29,11 +29,23 @@ def test_temperature_of_several_classes_per_image(factor: float) -> None:
 
 
 def test_temperature_of_few_images_stays_near_what_is_expected() -> None:
-    logits = np.array([[3.0, 0.0], [0.0, 3.0]], np.float32)
-    # Both are right: unshrunk, T would run to zero.
-    temperature = fit_temperature(logits, np.array([0, 1]))
-    assert 0.75 * PRIOR_TEMPERATURE < temperature < PRIOR_TEMPERATURE
-    assert fit_temperature(logits[:0], np.zeros(0, int)) == PRIOR_TEMPERATURE
+    logits = np.array([[30.0, 0.0], [0.0, 30.0]], np.float32)
+    # Both are right: without a prior T would run to zero.
+    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(PRIOR_TEMPERATURE, rel=0.1)
+    assert fit_temperature(logits[:0], np.zeros(0, int)) == pytest.approx(PRIOR_TEMPERATURE, rel=1e-2)
+
+
+@pytest.mark.parametrize("n_images", [50, 5000])
+def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int) -> None:
+    logits = 1000 * np.eye(5, dtype=np.float32)[np.arange(n_images) % 5]
+    temperature = fit_temperature(logits, np.arange(n_images) % 5)
+    assert PRIOR_TEMPERATURE / 2 < temperature < 2 * PRIOR_TEMPERATURE
+
+
+def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few() -> None:
+    assert final_temperature(4.0, 0) == final_temperature(4.0, 10) == 3.0
+    assert final_temperature(4.0, 100) < final_temperature(4.0, 10_000) < 4.0
+    assert final_temperature(4.0, 1_000_000) == pytest.approx(4.0, rel=0.01)
 
 
 def test_constant_logits_have_a_finite_temperature() -> None:

@@ -45,7 +45,7 @@ def test_logits_are_what_the_definition_says() -> None:
     predictor, features = make_predictor(), make_features(3)
     roots = np.sqrt(features.astype(np.float64)) - predictor.head.centre
     early, late = roots[:, :4], roots[:, 4:]
-    early *= 0.5 / np.linalg.norm(early, axis=1, keepdims=True)
+    early /= np.linalg.norm(early, axis=1, keepdims=True)
     late /= np.linalg.norm(late, axis=1, keepdims=True)
     expected = np.hstack([early, late]) @ predictor.head.weight + predictor.head.bias
     np.testing.assert_allclose(predictor.head.logits(features), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,209 @@
+import hashlib
+from dataclasses import asdict, replace
+from json import dumps
+
+import numpy as np
+import pytest
+
+from model import learning
+from model.evaluation import evaluate
+from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
+
+BLOCK_SIZES = (8, 12, 40)
+NOISE = 1.6
+
+
+def make_features(classes: np.ndarray, seed: int) -> np.ndarray:
+    """Rectified clusters: ``classes`` are indices, (n,), or memberships, (n, k)."""
+    centres = np.random.default_rng(0).normal(size=(1000, sum(BLOCK_SIZES)))
+    means = centres[classes] if classes.ndim == 1 else classes @ centres[: classes.shape[1]]
+    noise = NOISE * np.random.default_rng(seed).normal(size=means.shape)
+    return np.maximum(means + noise, 0).astype(np.float16)
+
+
+def make_examples(targets: np.ndarray, *, seed: int = 1, judged: np.ndarray | None = None) -> Examples:
+    return Examples(
+        features=make_features(targets, seed),
+        targets=targets,
+        digests=tuple(hashlib.sha256(f"{seed} {index}".encode()).hexdigest() for index in range(len(targets))),
+        judged=np.ones(len(targets), bool) if judged is None else judged,
+    )
+
+
+def names(n_classes: int) -> tuple[str, ...]:
+    return tuple(f"class {index}" for index in range(n_classes))
+
+
+def learn_from(examples: Examples, n_classes: int, pool: np.ndarray | None = None) -> Learned:
+    multiple = examples.targets.ndim == 2
+    return learn(examples, names(n_classes), multiple=multiple, block_sizes=BLOCK_SIZES, pool=pool)
+
+
+def assert_sound(learned: Learned, examples: Examples) -> None:
+    """Everything finite, of the right shape, and usable."""
+    dumps([asdict(learned.calibrated), asdict(learned.uncalibrated)], allow_nan=False)
+    n_judged = int(examples.judged.sum())
+    assert learned.calibrated.n == learned.uncalibrated.n == len(learned.out_of_fold.digests) == n_judged
+    for probabilities in (learned.out_of_fold.probabilities, learned.predictor.predict_proba(examples.features)):
+        assert ((probabilities >= 0) & (probabilities <= 1)).all()
+        if not learned.predictor.multiple:
+            np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
+    assert len(learned.predictor.suggest(examples.features)) == len(examples.targets)
+
+
+def test_folds_never_change() -> None:
+    assert [fold_of(digest) for digest in ("a", "b", "c", "d", "e")] == [0, 1, 0, 4, 2]
+    counts = np.bincount([fold_of(str(index)) for index in range(5000)], minlength=5)
+    assert counts.min() > 900
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+def test_clear_classes_are_learned_and_the_report_tells_the_truth(with_pool: bool) -> None:
+    examples = make_examples(np.arange(100) % 4)
+    pool = make_features(np.arange(300) % 4, 2) if with_pool else None
+    learned = learn_from(examples, 4, pool)
+    assert_sound(learned, examples)
+    targets = np.arange(800) % 4
+    fresh = evaluate(learned.predictor.predict_proba(make_features(targets, 3)), targets, multiple=False)
+    assert fresh.accuracy > 0.85
+    assert learned.calibrated.accuracy == pytest.approx(fresh.accuracy, abs=0.1)
+    assert fresh.ece < 0.1
+    assert fresh.log_loss < 0.6
+
+
+def test_several_classes_per_image_are_learned() -> None:
+    random = np.random.default_rng(5)
+    examples = make_examples(random.random((120, 3)) < 0.4)
+    learned = learn_from(examples, 3, make_features(random.random((200, 3)) < 0.4, 6))
+    assert_sound(learned, examples)
+    targets = random.random((500, 3)) < 0.4
+    thresholds = learned.predictor.thresholds
+    assert thresholds is not None
+    probabilities = learned.predictor.predict_proba(make_features(targets, 7))
+    fresh = evaluate(probabilities, targets, multiple=True, thresholds=thresholds)
+    assert fresh.macro_f1 > 0.75
+    assert all(0.2 <= threshold <= 0.8 for threshold in thresholds)
+
+
+def test_labels_that_mean_nothing_are_not_believed() -> None:
+    targets = np.random.default_rng(11).integers(0, 2, 200)
+    examples = replace(make_examples(targets), features=make_features(np.zeros(200, int), 12))
+    learned = learn_from(examples, 2, make_features(np.zeros(200, int), 13))
+    assert learned.calibrated.accuracy == pytest.approx(0.5, abs=0.12)
+    assert learned.calibrated.log_loss < 0.8
+    assert learned.calibrated.ece < learned.uncalibrated.ece
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_no_image_is_judged_by_what_its_own_label_taught(multiple: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The temperature comes from the other folds, whose heads did see this one: it is held to look at the heads alone.
+    monkeypatch.setattr(learning, "fit_temperature", lambda *_: 4.0)
+    indices = np.arange(60) % 3
+    targets = np.eye(3, dtype=bool)[indices] if multiple else indices
+    examples = make_examples(targets)
+    fold = np.array([fold_of(digest) for digest in examples.digests])
+    changed = targets.copy()
+    changed[fold == 2] = np.roll(targets[fold == 2], 1, axis=0)
+    before, after = learn_from(examples, 3), learn_from(replace(examples, targets=changed), 3)
+    old, new = before.out_of_fold.probabilities, after.out_of_fold.probabilities
+    np.testing.assert_allclose(new[fold == 2], old[fold == 2], rtol=1e-2, atol=1e-4)
+    assert np.abs(new[fold != 2] - old[fold != 2]).max() > 0.01
+
+
+def test_images_a_backbone_was_trained_on_never_judge() -> None:
+    targets = np.arange(80) % 2
+    # As after fine-tuning: one whole fold was held out.
+    examples = make_examples(targets)
+    examples = replace(examples, judged=np.array([fold_of(digest) == 0 for digest in examples.digests]))
+    learned = learn_from(examples, 2)
+    assert_sound(learned, examples)
+    held_out = {digest for digest, judged in zip(examples.digests, examples.judged, strict=True) if judged}
+    assert set(learned.out_of_fold.digests) == held_out
+    assert learned.calibrated.accuracy > 0.8
+
+
+def test_nobody_to_judge_is_an_empty_report() -> None:
+    examples = make_examples(np.arange(20) % 2, judged=np.zeros(20, bool))
+    learned = learn_from(examples, 2, make_features(np.arange(30) % 2, 2))
+    assert_sound(learned, examples)
+    assert learned.calibrated.n == 0
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param([0, 1], id="one label each"),
+        pytest.param([0, 0, 0, 1], id="three and one"),
+        pytest.param([0] * 60 + [1], id="extreme imbalance"),
+        pytest.param(list(range(40)), id="forty classes with one label each"),
+        pytest.param([3, 7, 3, 7, 3, 7], id="most classes without a label"),
+    ],
+)
+def test_hard_cases_of_one_class_per_image(targets: list[int], with_pool: bool) -> None:
+    examples = make_examples(np.array(targets))
+    pool = make_features(np.resize(targets, 50), 2) if with_pool else None
+    assert_sound(learn_from(examples, 40, pool), examples)
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param([[1, 0, 0]], id="one image"),
+        pytest.param([[0, 0, 0]] * 5, id="no class ever"),
+        pytest.param([[1, 1, 1]] * 5, id="all classes always"),
+        pytest.param([[1, 0, 1]] * 9 + [[0, 0, 1]] * 9, id="one mixed class"),
+        pytest.param([[1, 0, 0]] + [[0, 1, 0]] * 50, id="one positive"),
+    ],
+)
+def test_hard_cases_of_several_classes_per_image(targets: list[list[int]], with_pool: bool) -> None:
+    examples = make_examples(np.array(targets, bool))
+    pool = make_features(np.resize(np.array(targets, bool), (50, 3)), 2) if with_pool else None
+    assert_sound(learn_from(examples, 3, pool), examples)
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_a_thousand_classes(multiple: bool) -> None:
+    indices = np.arange(1500) % 1000
+    targets = np.eye(1000, dtype=bool)[indices] if multiple else indices
+    examples = make_examples(targets)
+    assert_sound(learn_from(examples, 1000), examples)
+
+
+def test_constant_features_and_duplicates() -> None:
+    examples = make_examples(np.arange(30) % 3)
+    constant = replace(examples, features=np.ones_like(examples.features))
+    assert_sound(learn_from(constant, 3, np.ones((20, sum(BLOCK_SIZES)), np.float16)), constant)
+    twice = replace(examples, features=np.repeat(examples.features[:15], 2, axis=0), digests=examples.digests[:15] * 2)
+    assert_sound(learn_from(twice, 3), twice)
+    zero = replace(examples, features=np.zeros_like(examples.features))
+    assert_sound(learn_from(zero, 3), zero)
+
+
+def test_same_arguments_give_the_same_result() -> None:
+    examples, pool = make_examples(np.arange(60) % 3), make_features(np.arange(3000) % 3, 2)
+    first, second = learn_from(examples, 3, pool), learn_from(examples, 3, pool)
+    np.testing.assert_array_equal(first.predictor.head.weight, second.predictor.head.weight)
+    np.testing.assert_array_equal(first.out_of_fold.probabilities, second.out_of_fold.probabilities)
+
+
+def test_too_few_labels_say_so() -> None:
+    with pytest.raises(TooFewLabels, match="no labelled image"):
+        learn_from(make_examples(np.zeros(0, int)), 3)
+    with pytest.raises(TooFewLabels, match="'class 1'"):
+        learn_from(make_examples(np.ones(5, int)), 3)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    examples = make_examples(np.arange(6) % 3)
+    with pytest.raises(ValueError, match="same images"):
+        replace(examples, digests=examples.digests[:3])
+    with pytest.raises(ValueError, match="not finite"):
+        replace(examples, features=np.full_like(examples.features, np.nan))
+    with pytest.raises(ValueError, match="indices of 2 classes"):
+        learn_from(examples, 2)
+    with pytest.raises(ValueError, match="blocks"):
+        learn(examples, names(3), multiple=False, block_sizes=(5, 5))
+    with pytest.raises(ValueError, match="several per image"):
+        learn(make_examples(np.ones((4, 2), bool)), names(3), multiple=True, block_sizes=BLOCK_SIZES)

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from model import logistic
+from model.logistic import fit_multinomial, fit_one_vs_rest
+from model.logits import sigmoid, softmax
+
+
+@pytest.fixture(autouse=True)
+def _to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1000)
+    monkeypatch.setattr(logistic, "MAX_ITERATION_CLASSES", 10_000)
+
+
+def examples() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(2)
+    targets = random.integers(0, 3, 120)
+    rows = random.normal(size=(120, 5)) + np.eye(3, 5)[targets]
+    return rows.astype(np.float32), targets
+
+
+def test_one_class_out_of_several_is_scikit_learns() -> None:
+    rows, targets = examples()
+    ours = softmax(fit_multinomial(rows, np.eye(3, dtype=np.float32)[targets], 1.0).logits(rows))
+    theirs = LogisticRegression(C=1.0, tol=1e-8).fit(rows, targets).predict_proba(rows)
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+def test_each_class_by_itself_is_scikit_learns() -> None:
+    rows, targets = examples()
+    sides = np.stack([targets == 0, targets > 0, targets == 2], axis=1)
+    ours = sigmoid(fit_one_vs_rest(rows, sides, 1.0).logits(rows))
+    for column in range(3):
+        theirs = LogisticRegression(C=1.0, tol=1e-8).fit(rows, sides[:, column]).predict_proba(rows)[:, 1]
+        np.testing.assert_allclose(ours[:, column], theirs, atol=2e-3)
