@@ -148,11 +148,11 @@ class Worker:
                 self._finish(job, JobStatus.CANCELLED, str(error))
         except PASSING_ERRORS as error:
             delay = self._retry.next_delay(job.attempts)
-            logger.warning("job postponed" if delay else "job failed", reason=str(error), attempts=job.attempts)
-            if delay:
-                self._requeue(job, delay, str(error))
-            else:
+            logger.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
+            if delay is None:
                 self._finish(job, JobStatus.FAILED, str(error))
+            else:
+                self._requeue(job, delay, str(error))
         except TandemError as error:
             logger.error("job failed", reason=str(error))
             self._finish(job, JobStatus.FAILED, str(error))

@@ -242,6 +242,7 @@ def test_retries_wait_twice_as_long_each_time_and_end() -> None:
     policy = RetryPolicy(max_attempts=4, first_delay_s=2)
     delays = [policy.next_delay(attempts) for attempts in range(1, 5)]
     assert delays == [timedelta(seconds=2), timedelta(seconds=4), timedelta(seconds=8), None]
+    assert RetryPolicy(max_attempts=99, longest_delay_s=60).next_delay(50) == timedelta(seconds=60)
 
 
 def test_a_running_job_says_how_long_it_will_take() -> None:

@@ -1,0 +1,316 @@
+"""Jobs are claimed, run and ended, whatever becomes of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+import backend.worker
+from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, VersionStatus
+from backend.errors import (
+    EmbedderUnavailable,
+    JobFailed,
+    LabelStudioUnauthorized,
+    LabelStudioUnavailable,
+    StoreUnavailable,
+    TandemError,
+    TrainingImpossible,
+)
+from backend.ports import Executor, ReportProgress
+from backend.worker import LEASE, Lane, Worker
+from tests.factories import make_version
+from tests.fakes import FakeExecutor
+from tests.world import PROJECT, World
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.worker, "POLL_S", 0.01)
+
+
+def make_worker(world: World, *executors: Executor, retry: RetryPolicy | None = None) -> Worker:
+    """A worker with a lane for heads, and with a second executor one for everything else."""
+    others = tuple(kind for kind in JobKind if kind is not JobKind.HEAD)
+    lanes = [
+        Lane(kinds=kinds, executor=executor)
+        for kinds, executor in zip([(JobKind.HEAD,), others], executors, strict=False)
+    ]
+    return Worker(
+        world.database,
+        world.clock,
+        world.scheduler,
+        world.reconciliation,
+        lanes,
+        sync_interval_s=300,
+        retry=retry or RetryPolicy(first_delay_s=0),
+    )
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def enqueue(world: World, kind: JobKind = JobKind.HEAD) -> Job:
+    with world.database.transaction() as stores:
+        return world.scheduler.now(stores, PROJECT, kind)
+
+
+def is_now(world: World, job: Job, status: JobStatus) -> Callable[[], bool]:
+    return lambda: world.projects.job(job.id).status is status
+
+
+def until_told(job: Job, report: ReportProgress) -> str:  # noqa: ARG001
+    """Work on and on, reporting, until ``report`` says that it is enough."""
+    for done in range(10_000):
+        report(Progress(done=done, total=10_000, unit="steps"))
+        time.sleep(0.01)
+    return "worked to the end"
+
+
+class Failing:
+    """Raises one error after another, then succeeds."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, job: Job, report: ReportProgress) -> str:  # noqa: ARG002
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+@pytest.fixture
+def project(world: World) -> World:
+    """A world with a project and no jobs."""
+    world.ingestion.setup(world.snapshot)
+    world.finish_jobs()
+    return world
+
+
+class TestOutcomes:
+    def test_a_job_runs_and_says_what_came_of_it(self, project: World) -> None:
+        job = enqueue(project)
+        executor = FakeExecutor(lambda job, _report: f"head {job.id} fitted")
+        with running(make_worker(project, executor)):
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+        ended = project.projects.job(job.id)
+        assert (ended.reason, ended.attempts) == (f"head {job.id} fitted", 1)
+        assert ended.finished_at == project.clock.now()
+        assert executor.closed
+
+    def test_too_little_to_learn_from_is_no_failure(self, project: World) -> None:
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(Failing(TrainingImpossible("waiting for labels: 3 of 4"))))):
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+        assert project.projects.job(job.id).reason == "waiting for labels: 3 of 4"
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (JobFailed("the child process was killed (signal 9)"), "the child process was killed (signal 9)"),
+            (LabelStudioUnauthorized("the API key was refused"), "the API key was refused"),
+            (ZeroDivisionError("float division"), "ZeroDivisionError: float division"),
+        ],
+    )
+    def test_a_failed_job_says_why_and_does_not_block_the_next(
+        self, project: World, error: Exception, reason: str
+    ) -> None:
+        failed = enqueue(project)
+        with running(make_worker(project, FakeExecutor(Failing(error)))):
+            wait_for(is_now(project, failed, JobStatus.FAILED))
+            following = enqueue(project)
+            wait_for(is_now(project, following, JobStatus.SUCCEEDED))
+        assert project.projects.job(failed.id).reason == reason
+
+    @pytest.mark.parametrize(
+        "error", [LabelStudioUnavailable("no answer"), EmbedderUnavailable("starting"), StoreUnavailable("locked")]
+    )
+    def test_what_may_pass_is_tried_again(self, project: World, error: TandemError) -> None:
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(Failing(error, error)))):
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+        ended = project.projects.job(job.id)
+        assert (ended.attempts, ended.reason) == (3, "done")
+
+    def test_what_does_not_pass_is_given_up(self, project: World) -> None:
+        job = enqueue(project)
+        error = LabelStudioUnavailable("no answer")
+        retry = RetryPolicy(max_attempts=2, first_delay_s=0)
+        with running(make_worker(project, FakeExecutor(Failing(error, error)), retry=retry)):
+            wait_for(is_now(project, job, JobStatus.FAILED))
+        ended = project.projects.job(job.id)
+        assert (ended.attempts, ended.reason) == (2, "no answer")
+
+    def test_another_try_waits(self, project: World) -> None:
+        job = enqueue(project)
+        executor = FakeExecutor(Failing(LabelStudioUnavailable("no answer")))
+        with running(make_worker(project, executor, retry=RetryPolicy(first_delay_s=100, longest_delay_s=100))):
+            wait_for(lambda: project.projects.job(job.id).reason == "no answer")
+            waiting = project.projects.job(job.id)
+            assert waiting.status is JobStatus.QUEUED
+            assert waiting.run_after == project.clock.now() + timedelta(seconds=100)
+            project.clock.forward(100)
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
+    def test_a_slow_job_does_not_hold_up_another_lane(self, project: World) -> None:
+        release = threading.Event()
+        slow = enqueue(project, JobKind.PUSH)
+        with running(make_worker(project, FakeExecutor(), FakeExecutor(lambda _job, _report: str(release.wait(20))))):
+            wait_for(is_now(project, slow, JobStatus.RUNNING))
+            head = enqueue(project)
+            wait_for(is_now(project, head, JobStatus.SUCCEEDED))
+            assert is_now(project, slow, JobStatus.RUNNING)()
+            release.set()
+            wait_for(is_now(project, slow, JobStatus.SUCCEEDED))
+
+
+class TestLease:
+    def test_progress_is_written_and_the_lease_renewed(self, project: World) -> None:
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(until_told))):
+            wait_for(lambda: project.projects.job(job.id).progress.done > 0)
+            later = project.clock.forward(20)
+            wait_for(lambda: project.projects.job(job.id).lease_until == later + LEASE)
+            progress = project.projects.job(job.id).progress
+            assert (progress.total, progress.unit) == (10_000, "steps")
+
+    def test_a_cancelled_job_stops(self, project: World) -> None:
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(until_told))):
+            wait_for(is_now(project, job, JobStatus.RUNNING))
+            project.projects.cancel(job.id)
+            wait_for(is_now(project, job, JobStatus.CANCELLED))
+        assert project.projects.job(job.id).reason == "cancelled on request"
+
+    def test_a_job_that_another_worker_took_over_is_let_go(self, project: World) -> None:
+        job = enqueue(project)
+        executor = FakeExecutor(until_told)
+        with running(make_worker(project, executor)):
+            wait_for(is_now(project, job, JobStatus.RUNNING))
+            with project.database.transaction() as stores:
+                now = project.clock.now()
+                stores.jobs.requeue_expired(now + LEASE)
+                taken = stores.jobs.claim([JobKind.HEAD], "another", now + LEASE, now + 10 * LEASE)
+            assert taken is not None
+            following = _another_project(project)
+            wait_for(is_now(project, following, JobStatus.RUNNING))
+        kept = project.projects.job(job.id)
+        assert (kept.status, kept.worker) == (JobStatus.RUNNING, "another")
+
+    def test_a_stopped_worker_puts_its_job_back(self, project: World) -> None:
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(until_told))):
+            wait_for(is_now(project, job, JobStatus.RUNNING))
+        waiting = project.projects.job(job.id)
+        assert (waiting.status, waiting.reason) == (JobStatus.QUEUED, "the worker was stopped")
+        with running(make_worker(project, FakeExecutor())):
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
+    def test_a_job_of_a_worker_that_died_is_run_again(self, project: World) -> None:
+        job = enqueue(project)
+        with project.database.transaction() as stores:
+            now = project.clock.now()
+            stores.jobs.claim([JobKind.HEAD], "dead", now, now + LEASE)
+        executor = FakeExecutor()
+        with running(make_worker(project, executor)):
+            time.sleep(0.1)
+            assert is_now(project, job, JobStatus.RUNNING)()
+            project.clock.forward(31)
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+        assert project.projects.job(job.id).attempts == 2
+
+
+class TestStart:
+    def test_every_project_is_reconciled_embedded_and_learned(self, project: World) -> None:
+        everything = FakeExecutor()
+        heads = FakeExecutor()
+        with running(make_worker(project, heads, everything)):
+            wait_for(lambda: {job.kind for job in everything.ran} == {JobKind.SYNC, JobKind.EMBED} and bool(heads.ran))
+
+    def test_connected_projects_are_found_without_any_state(self, world: World) -> None:
+        everything = FakeExecutor()
+        with running(make_worker(world, FakeExecutor(), everything)):
+            wait_for(lambda: [job.kind for job in everything.ran] == [JobKind.SYNC])
+        assert world.project.title == "Pets"
+
+    def test_without_label_studio_it_works_all_the_same(self, project: World) -> None:
+        project.gateway.error = LabelStudioUnavailable("no answer")
+        heads = FakeExecutor()
+        with running(make_worker(project, heads)):
+            wait_for(lambda: bool(heads.ran))
+
+    def test_a_candidate_that_nobody_judged_is_rejected(self, project: World) -> None:
+        with project.database.transaction() as stores:
+            stores.versions.add(make_version(1))
+        with running(make_worker(project, FakeExecutor())):
+            wait_for(lambda: project.versions[0].status is VersionStatus.REJECTED)
+        assert "interrupted" in project.versions[0].reason
+
+
+class TestHouse:
+    def test_a_project_is_reconciled_from_time_to_time(self, project: World) -> None:
+        everything = FakeExecutor()
+
+        def n_syncs() -> int:
+            return sum(job.kind is JobKind.SYNC for job in everything.ran)
+
+        with running(make_worker(project, FakeExecutor(), everything)):
+            wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
+            project.clock.forward(299)
+            time.sleep(1.2)
+            assert n_syncs() == 1
+            project.clock.forward(2)
+            wait_for(lambda: n_syncs() == 2)
+
+    def test_old_jobs_are_cleared_away(self, project: World) -> None:
+        old = [job.id for job in project.projects.jobs(PROJECT)]
+        assert old
+        with running(make_worker(project, FakeExecutor(), FakeExecutor())):
+            project.clock.forward(8 * 24 * 3600)
+            wait_for(lambda: not set(old) & {job.id for job in project.projects.jobs(PROJECT)})
+
+    def test_a_database_that_is_busy_for_a_while_ends_nothing(
+        self, project: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        transaction = project.database.transaction
+        with running(make_worker(project, FakeExecutor(), FakeExecutor())):
+            first = enqueue(project)
+            wait_for(is_now(project, first, JobStatus.SUCCEEDED))
+            wait_for(lambda: all(job.finished_at for job in project.projects.jobs(PROJECT)))
+
+            def locked() -> object:
+                raise StoreUnavailable("the database is locked")
+
+            monkeypatch.setattr(project.database, "transaction", locked)
+            time.sleep(1.2)
+            monkeypatch.setattr(project.database, "transaction", transaction)
+            job = enqueue(project)
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
+
+def _another_project(world: World) -> Job:
+    snapshot = replace(world.snapshot, identity=replace(world.snapshot.identity, label_studio_id=6))
+    world.ingestion.setup(snapshot)
+    with world.database.transaction() as stores:
+        return world.scheduler.now(stores, 6, JobKind.HEAD)
