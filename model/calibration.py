@@ -13,6 +13,7 @@ Shapes: n images, k classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integ
 
 def final_temperature(temperature: float, n_images: int) -> float:
     """Return T for the head on all labels from the T that fits out-of-fold logits of ``n_images``."""
-    return temperature * max(SMALLEST_FINAL_SHARE, 1 - FINAL_HEAD_GAIN / max(1, n_images) ** 0.5)
+    return temperature * max(SMALLEST_FINAL_SHARE, 1 - FINAL_HEAD_GAIN / math.sqrt(max(1, n_images)))
 
 
 def reliability(

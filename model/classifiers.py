@@ -84,9 +84,8 @@ def _combinations(
     labelled = _average(discriminant, logistic, coordinates)
     if not len(pool):
         return {"labelled": labelled}
-    guess = calibrated(discriminant.logits(pool), 1.0, multiple=multiple)
-    guess = (guess + calibrated(logistic.logits(pool), 1.0, multiple=multiple)) / 2
-    helped = fit_pool_lda(moments, pool, guess, multiple=multiple)
+    guesses = [calibrated(each.logits(pool), 1.0, multiple=multiple) for each in (discriminant, logistic)]
+    helped = fit_pool_lda(moments, pool, np.mean(guesses, axis=0, dtype=np.float32), multiple=multiple)
     return {"pool": helped, "labelled": labelled}
 
 
@@ -118,8 +117,8 @@ def _average(first: LinearMap, second: LinearMap, rows: FloatArray) -> LinearMap
     spread = float(second.logits(rows).std(axis=1).mean())
     ratio = float(first.logits(rows).std(axis=1).mean()) / spread if spread > 0 else 1.0
     return LinearMap(
-        weight=(first.weight + np.float32(ratio) * second.weight) / 2,
-        bias=(first.bias + np.float32(ratio) * second.bias) / 2,
+        weight=(0.5 * (first.weight + ratio * second.weight)).astype(np.float32),
+        bias=(0.5 * (first.bias + ratio * second.bias)).astype(np.float32),
     )
 
 

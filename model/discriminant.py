@@ -140,13 +140,12 @@ def fit_pool_lda(moments: Moments, pool: FloatArray, first_guess: FloatArray, *,
 
 def _certainty(probabilities: FloatArray, *, multiple: bool) -> FloatArray:
     """Return one minus the normalised entropy of each row, (m,)."""
-    certainty: FloatArray
     if multiple:
-        entropy = _plogp(probabilities) + _plogp(1 - probabilities)
-        certainty = 1 + entropy.mean(axis=1) / np.float32(np.log(2))
+        negative_entropy = (_plogp(probabilities) + _plogp(1 - probabilities)).mean(axis=1) / np.log(2)
     else:
-        certainty = 1 + _plogp(probabilities).sum(axis=1) / np.float32(np.log(probabilities.shape[1]))
-    return np.clip(certainty, 0, 1)
+        negative_entropy = _plogp(probabilities).sum(axis=1) / np.log(probabilities.shape[1])
+    certainty: FloatArray = np.clip(1 + negative_entropy, 0, 1).astype(np.float32)
+    return certainty
 
 
 def _plogp(probabilities: FloatArray) -> FloatArray:

@@ -155,9 +155,7 @@ def _as_matrix(targets: Targets, probabilities: Probabilities, multiple: bool) -
     expected = probabilities.shape if multiple else probabilities.shape[:1]
     if targets.shape != expected:
         raise ValueError(f"targets of shape {targets.shape} do not fit probabilities of shape {probabilities.shape}")
-    if multiple:
-        return targets.astype(np.bool_)
-    return np.asarray(targets)[:, None] == np.arange(probabilities.shape[1])
+    return targets.astype(np.bool_) if multiple else _one_hot(targets, probabilities.shape[1])
 
 
 def _predicted(
@@ -166,7 +164,12 @@ def _predicted(
     if multiple:
         predicted: NDArray[np.bool_] = probabilities >= np.asarray(0.5 if thresholds is None else thresholds)
         return predicted
-    return probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
+    return _one_hot(probabilities.argmax(axis=1), probabilities.shape[1])
+
+
+def _one_hot(indices: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
+    matrix: NDArray[np.bool_] = indices[:, None] == np.arange(n_classes)
+    return matrix
 
 
 def _class_reports(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> tuple[ClassReport, ...]:

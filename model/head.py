@@ -60,9 +60,10 @@ class Head:
 def signed_root(features: AnyFloats) -> FloatArray:
     """Return sign(x) * sqrt(|x|), which makes pooled activations less heavy-tailed (power normalisation)."""
     values = features.astype(np.float32)
-    roots = np.abs(values)
+    roots: FloatArray = np.abs(values)
     np.sqrt(roots, out=roots)
-    return np.copysign(roots, values, out=roots)
+    np.copysign(roots, values, out=roots)
+    return roots
 
 
 def normalise(features: AnyFloats, block_sizes: tuple[int, ...], centre: FloatArray) -> FloatArray:

@@ -185,7 +185,7 @@ def _out_of_fold_logits(
 ) -> dict[str, FloatArray]:
     """Return each method's logits, (n judged, k), of the judged images, fitted without their fold."""
     shape = (len(judged), problem.memberships.shape[1])
-    logits = {method: np.zeros(shape, np.float32) for method in methods}
+    logits: dict[str, FloatArray] = {method: np.zeros(shape, np.float32) for method in methods}
     for fold in np.unique(folds):
         held_out = judged[folds == fold]
         fitted = problem.fit(held_out)

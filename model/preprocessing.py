@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ def earlier_block_weight(labels_per_class: float) -> float:
 
     Measured on photos: a quarter is best up to some ten labels per class, a half at fifty, one at two hundred.
     """
-    return min(1.0, max(0.25, (labels_per_class / 200) ** 0.5))
+    return min(1.0, max(0.25, math.sqrt(labels_per_class / 200)))
 
 
 def fit_preprocessing(
