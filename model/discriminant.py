@@ -149,7 +149,8 @@ def _certainty(probabilities: FloatArray, *, multiple: bool) -> FloatArray:
 
 
 def _plogp(probabilities: FloatArray) -> FloatArray:
-    return probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    terms: FloatArray = probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return terms
 
 
 def _shrinkage(total: float, n_dimensions: int) -> float:
