@@ -75,14 +75,14 @@ def test_now_moves_a_waiting_job_forward(world: World) -> None:
     assert job.run_after == world.clock.now()
 
 
-def test_a_push_rests_three_times_as_long_as_the_last_one_took(world: World) -> None:
+def test_a_push_rests_as_long_as_the_last_one_took(world: World) -> None:
     world.ingestion.setup(world.snapshot)
     assert push(world) == NOON
     run_push(world, seconds=20)
     world.clock.forward(25)
-    assert push(world) == NOON + timedelta(seconds=80)
+    assert push(world) == NOON + timedelta(seconds=40)
     world.clock.forward(10)
-    assert push(world) == NOON + timedelta(seconds=80)
+    assert push(world) == NOON + timedelta(seconds=40)
 
 
 def test_a_push_long_ago_asks_for_no_rest(world: World) -> None:
