@@ -19,7 +19,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.evaluation import ClassReport, Report
 from model.head import Head
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
@@ -86,15 +85,6 @@ def load_out_of_fold(folder: Path) -> OutOfFold:
     return _build(folder, _out_of_fold)
 
 
-def load_learned(folder: Path) -> Learned:
-    """Return all that was saved; ``seconds`` is 0.
-
-    Raises:
-        CorruptCheckpoint: a file is missing, altered or not what it should be.
-    """
-    return _build(folder, _learned)
-
-
 def _build(folder: Path, build: Callable[[Path, dict[str, Any]], Built]) -> Built:
     try:
         return build(folder, _verified_content(folder))
@@ -144,28 +134,6 @@ def _out_of_fold(folder: Path, content: dict[str, Any]) -> OutOfFold:
             f"out-of-fold probabilities in {folder.name} have shape {probabilities.shape} for {len(digests)} images"
         )
     return OutOfFold(digests=digests, probabilities=probabilities)
-
-
-def _learned(folder: Path, content: dict[str, Any]) -> Learned:
-    return Learned(
-        predictor=_predictor(folder, content),
-        method=str(content["method"]),
-        uncalibrated=_report(content["uncalibrated"]),
-        calibrated=_report(content["calibrated"]),
-        out_of_fold=_out_of_fold(folder, content),
-        seconds=0.0,
-    )
-
-
-def _report(fields: dict[str, Any]) -> Report:
-    confusion = fields["confusion"]
-    return Report(
-        **{
-            **fields,
-            "per_class": tuple(ClassReport(**each) for each in fields["per_class"]),
-            "confusion": None if confusion is None else tuple(tuple(row) for row in confusion),
-        }
-    )
 
 
 def _check_array(name: str, array: np.ndarray[Any, Any]) -> None:

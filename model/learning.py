@@ -73,7 +73,6 @@ def learn(
     multiple: bool,
     block_sizes: tuple[int, ...],
     pool: AnyFloats | None = None,
-    previous: Learned | None = None,  # noqa: ARG001
     seed: int = 0,
 ) -> Learned:
     """Learn a calibrated predictor.
@@ -84,8 +83,6 @@ def learn(
         multiple: whether an image may have several classes.
         block_sizes: how a feature row is composed; the last block is the penultimate features.
         pool: features of images without a label, (m, d); at most ``MAX_POOL_IMAGES`` random ones are used.
-        previous: what was learned from fewer labels. Not used: every fit is closed or short, so that a start from
-            it would save less than reading it costs.
         seed: decides what is random; the same arguments give the same result.
 
     Raises:

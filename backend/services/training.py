@@ -33,7 +33,7 @@ from backend.errors import NotFound, TrainingImpossible
 from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportProgress, Stores
 from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, targets_of, version_key
 from backend.scheduling import Scheduler
-from model.checkpoint import CorruptCheckpoint, load_learned, save_checkpoint
+from model.checkpoint import CorruptCheckpoint, save_checkpoint
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
 
 if TYPE_CHECKING:
@@ -176,7 +176,6 @@ class Training:
                 multiple=training_set.schema.multiple,
                 block_sizes=self._features.block_sizes(digest),
                 pool=pool if len(pool) else None,
-                previous=self._previous(training_set, digest),
             )
         except TooFewLabels as error:
             raise TrainingImpossible(f"{error} ({len(digests)} labelled images are embedded)") from error
@@ -279,16 +278,6 @@ class Training:
         if not self._artifacts.keys(backbone_key(backbone_digest)):
             return np.ones(len(digests), dtype=bool)
         return np.array([fold_of(digest) == HELD_OUT_FOLD for digest in digests], dtype=bool)
-
-    def _previous(self, training_set: TrainingSet, digest: str) -> Learned | None:
-        active = training_set.active
-        if active is None or active.backbone_digest != digest or active.class_names != training_set.schema.class_names:
-            return None
-        try:
-            return load_learned(self._artifacts.fetch(version_key(active.project_id, active.name)))
-        except (CorruptCheckpoint, NotFound) as error:
-            log.warning("cold start", project=active.project_id, version=active.name, reason=str(error))
-            return None
 
     def _load_active(self, training_set: TrainingSet) -> ActiveVersion | None:
         """Return the active version; one that cannot be read any more is as good as none."""
