@@ -24,6 +24,7 @@ from backend.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
+    from backend.supervisor import Command
 
 app = typer.Typer(
     name="tandem",
@@ -300,13 +301,18 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _embedder_command() -> Any:
+def _embedder_command() -> Command:
     from backend.supervisor import Command
 
-    return Command(name="embedder", arguments=(sys.executable, "-m", "backend.embedder"))
+    return Command(
+        name="embedder",
+        arguments=(sys.executable, "-m", "backend.embedder"),
+        # threads that spin while they wait for each other take the cores from web and worker
+        environment={"OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
-def _worker_command() -> Any:
+def _worker_command() -> Command:
     from backend.supervisor import Command
 
     return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", "--no-embedder"))

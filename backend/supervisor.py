@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 
 import structlog
@@ -20,10 +21,11 @@ LONGEST_PAUSE_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A process to keep running."""
+    """A process to keep running; ``environment`` is added to this one's."""
 
     name: str
     arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -49,11 +51,12 @@ class Supervisor:
 
     def _keep(self, command: Command) -> None:
         """Start a process again and again, more slowly the shorter it lives."""
+        environment = {**os.environ, **command.environment}  # noqa: TID251 - handed on to a child
         pause_s = 0.5
         while not self._stopping.is_set():
             started_s = time.monotonic()
             # a session of its own: Ctrl-C reaches the supervisor only, which then ends all in good order
-            with subprocess.Popen(command.arguments, start_new_session=True) as child:
+            with subprocess.Popen(command.arguments, env=environment, start_new_session=True) as child:
                 while child.poll() is None and not self._stopping.wait(0.2):
                     pass
                 if child.poll() is None:

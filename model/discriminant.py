@@ -23,7 +23,6 @@ PRIOR_COUNT = 0.5
 POOL_WEIGHT = 0.6
 POOL_ROUNDS = 2
 SMALLEST_WITHIN_SHARE = 1e-3
-SMALLEST_SCALE = 1e-9
 
 Doubles = NDArray[np.float64]
 
@@ -84,7 +83,7 @@ def fit_lda(moments: Moments, prior: Doubles) -> LinearMap:
     """Fit one class out of several; each class needs a member; ``prior`` are probabilities, (k,)."""
     means = moments.class_sums / moments.class_totals[:, None]
     covariance = (moments.second - (means.T * moments.class_totals) @ means) / moments.total
-    weight = scipy.linalg.solve(_shrunk(covariance, moments.total), means.T, assume_a="pos", check_finite=False)
+    weight = scipy.linalg.solve(_shrunk(covariance, moments), means.T, assume_a="pos", check_finite=False)
     bias = np.log(prior) - 0.5 * np.einsum("kp,pk->k", means, weight)
     return LinearMap(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
@@ -96,7 +95,7 @@ def fit_one_vs_rest_lda(moments: Moments, prior: Doubles) -> LinearMap:
     total one less a matrix of rank one, so that one factorisation serves all classes (Sherman and Morrison).
     """
     mean = moments.sum / moments.total
-    covariance = _shrunk(moments.second / moments.total - np.outer(mean, mean), moments.total)
+    covariance = _shrunk(moments.second / moments.total - np.outer(mean, mean), moments)
     members = moments.class_sums / moments.class_totals[:, None]
     rest_totals = moments.total - moments.class_totals
     rest = (moments.sum - moments.class_sums) / rest_totals[:, None]
@@ -158,12 +157,13 @@ def _shrinkage(total: float, n_dimensions: int) -> float:
     return prior_images / (prior_images + total)
 
 
-def _shrunk(covariance: Doubles, total: float) -> Doubles:
+def _shrunk(covariance: Doubles, moments: Moments) -> Doubles:
     """Return a positive definite mixture of the covariance and a multiple of the identity with the same trace."""
     n_dimensions = len(covariance)
     scale = float(np.trace(covariance)) / n_dimensions
-    if scale <= SMALLEST_SCALE:
-        # One image per class, or all images alike: the means alone decide.
+    mean_square = float(np.trace(moments.second)) / moments.total / n_dimensions
+    if scale <= SMALLEST_WITHIN_SHARE * mean_square:
+        # One image per class, or all images alike: what is left is rounding, and the means alone decide.
         return np.eye(n_dimensions)
-    shrinkage = _shrinkage(total, n_dimensions)
+    shrinkage = _shrinkage(moments.total, n_dimensions)
     return (1 - shrinkage) * covariance + (shrinkage * scale) * np.eye(n_dimensions)

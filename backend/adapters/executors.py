@@ -71,6 +71,7 @@ class ProcessExecutor:
     def warm_up(self) -> None:
         """Start the child before there is a job for it."""
         if self._child is None or self._child.poll() is not None:
+            self.close()
             self._child = self._start()
 
     def run(self, job: Job, report: ReportProgress) -> str:

@@ -146,7 +146,7 @@ def tandem(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFact
         "HOST": "127.0.0.1",
         "PORT": url.rsplit(":", 1)[1],
         "MODEL_DIR": str(model_dir),
-        "BACKBONE": "resnet18",
+        "BACKBONE": "shufflenet_v2_x0_5",
         "WEIGHTS": "none",
         "WEBHOOK_SECRET": "a secret of the tests",
         "TRAIN_QUIET_S": "0.5",
@@ -290,3 +290,22 @@ def test_an_earlier_version_can_be_brought_back(tandem: Tandem, annotator: Annot
         lambda: {each["model_version"] for each in annotator.predictions().values()} == {earlier},
         "the suggestions of other versions are gone",
     )
+
+
+def test_a_network_is_fine_tuned_and_judged(tandem: Tandem, annotator: Annotator) -> None:
+    url = f"{tandem.url}/api/projects/{annotator.project_id}"
+    answer = requests.post(f"{url}/train", json={"kind": "finetune"}, timeout=10)
+    assert answer.status_code == 202
+    job_id = answer.json()["id"]
+
+    def finished() -> dict[str, Any] | None:
+        jobs = requests.get(f"{url}/jobs", timeout=10).json()
+        return next((job for job in jobs if job["id"] == job_id and job["finished_at"]), None)
+
+    job = wait_for(finished, "the end of the fine-tuning", timeout_s=400)
+
+    assert job["status"] == "succeeded", job["reason"]
+    newest = requests.get(f"{url}/versions", timeout=10).json()[0]
+    assert newest["kind"] == "finetune"
+    assert newest["status"] in ("active", "rejected")
+    assert newest["version"] in job["reason"]
