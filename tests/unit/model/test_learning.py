@@ -207,3 +207,15 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         learn(examples, names(3), multiple=False, block_sizes=(5, 5))
     with pytest.raises(ValueError, match="several per image"):
         learn(make_examples(np.ones((4, 2), bool)), names(3), multiple=True, block_sizes=BLOCK_SIZES)
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("multiple", [False, True])
+def test_a_few_nearly_equal_images(spread: float, multiple: bool) -> None:
+    random = np.random.default_rng(0)
+    targets = np.arange(6) % 3
+    alike = (1.0 + spread * random.normal(size=(6, sum(BLOCK_SIZES)))).astype(np.float16)
+    examples = replace(make_examples(np.eye(3, dtype=bool)[targets] if multiple else targets), features=alike)
+    learned = learn_from(examples, 3)
+    assert np.isfinite(learned.predictor.predict_proba(alike)).all()
+    assert np.isfinite(learned.calibrated.log_loss)
