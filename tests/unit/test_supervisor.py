@@ -1,0 +1,84 @@
+"""Processes are started together, started again when one dies, and ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SUPERVISE = """
+import sys
+from pathlib import Path
+from backend.supervisor import Command, Supervisor
+
+import backend.supervisor
+backend.supervisor.GRACE_S = 1.0
+child = "import os, sys, time; open(sys.argv[1], 'a').write(f'{os.getpid()}\\\\n'); time.sleep(100)"
+stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + child
+Supervisor([
+    Command(name=name, arguments=(sys.executable, "-c", code, str(Path(sys.argv[1]) / name)))
+    for name, code in (("web", child), ("worker", stubborn))
+]).run()
+print("ended in good order")
+"""
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def pids(path: Path) -> list[int]:
+    """The processes that have run under a name, oldest first."""
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as started:
+        wait_for(lambda: bool(pids(tmp_path / "web") and pids(tmp_path / "worker")))
+        yield started
+        if started.poll() is None:
+            started.terminate()
+        started.wait(20)
+    assert not any(is_alive(pid) for name in ("web", "worker") for pid in pids(tmp_path / name))
+
+
+def test_a_process_that_dies_is_started_again_and_the_other_one_left_alone(
+    supervisor: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (worker,) = pids(tmp_path / "worker")
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: len(pids(tmp_path / "worker")) == 2)
+    assert len(pids(tmp_path / "web")) == 1
+    assert supervisor.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_end_together_even_one_that_does_not_listen(
+    supervisor: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    supervisor.send_signal(number)
+    output, _ = supervisor.communicate(timeout=20)
+    assert supervisor.returncode == 0
+    assert output.endswith("ended in good order\n")
+    assert not is_alive(pids(tmp_path / "web")[0])
+    assert not is_alive(pids(tmp_path / "worker")[0])
