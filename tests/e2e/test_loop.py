@@ -121,9 +121,12 @@ class Annotator:
     def next_task(self) -> dict[str, Any]:
         return self.call("GET", f"/api/projects/{self.project_id}/next")
 
+    def stored_predictions(self) -> list[dict[str, Any]]:
+        return self.call("GET", "/api/predictions/", params={"project": self.project_id})
+
     def predictions(self) -> dict[int, dict[str, Any]]:
         """The stored predictions by task; a task with two of them is a failure."""
-        stored = self.call("GET", "/api/predictions/", params={"project": self.project_id})
+        stored = self.stored_predictions()
         by_task = {prediction["task"]: prediction for prediction in stored}
         assert len(by_task) == len(stored)
         return by_task
@@ -285,7 +288,7 @@ def test_an_earlier_version_can_be_brought_back(tandem: Tandem, annotator: Annot
     assert answer.json()["status"] == "active"
     wait_for(lambda: annotator.model_version() == earlier, "the earlier version's suggestions are back")
     wait_for(
-        lambda: {each["model_version"] for each in annotator.predictions().values()} == {earlier},
+        lambda: {each["model_version"] for each in annotator.stored_predictions()} == {earlier},
         "the suggestions of other versions are gone",
     )
 
