@@ -46,9 +46,7 @@ class Settings(BaseSettings):
         ),
     )
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
-    artifacts_url: str | None = Field(
-        None, description="Folder for versions, if not in `MODEL_DIR`"
-    )
+    artifacts_url: str | None = Field(None, description="Folder for versions, if not in `MODEL_DIR`")
     backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")
     weights: str = Field(
         "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
