@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 
 import structlog
 from flask import Flask, Response, jsonify, request
@@ -94,7 +95,8 @@ def _same(given: str, expected: str) -> bool:
 def answer_error(error: TandemError) -> Response:
     """Answer one of our own errors."""
     status = next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
-    return _error(type(error).__name__, str(error), status, field=getattr(error, "field", None))
+    code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
+    return _error(code, str(error), status, field=getattr(error, "field", None))
 
 
 def answer_http_error(error: HTTPException) -> Response:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from backend.services.training import Training
 
 
+QUICK_POLL_S = 0.2
+"""How often to look for what an annotator waits for."""
+
+
 class SystemClock:
     """The machine's clock."""
 
@@ -238,9 +242,9 @@ class Container:
             self.reconciliation,
             [
                 Lane(kinds=(JobKind.SYNC,), executor=in_thread),
-                Lane(kinds=(JobKind.PUSH,), executor=in_thread),
+                Lane(kinds=(JobKind.PUSH,), executor=in_thread, poll_s=QUICK_POLL_S),
                 Lane(kinds=(JobKind.EMBED,), executor=in_thread),
-                Lane(kinds=(JobKind.HEAD,), executor=heads),
+                Lane(kinds=(JobKind.HEAD,), executor=heads, poll_s=QUICK_POLL_S),
                 Lane(kinds=(JobKind.FINETUNE,), executor=ProcessExecutor(keep_warm=False)),
             ],
             sync_interval_s=self.settings.sync_interval_s,

@@ -35,7 +35,6 @@ log = structlog.get_logger()
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_BEATS = 5
-POLL_S = 0.2
 JOB_HISTORY = timedelta(days=7)
 SYNC_REST_FACTOR = 20.0
 PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable, StoreUnavailable)
@@ -43,10 +42,11 @@ PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """Kinds of jobs that take turns, and what runs them."""
+    """Kinds of jobs that take turns, what runs them, and how often to look for one."""
 
     kinds: tuple[JobKind, ...]
     executor: Executor
+    poll_s: float = 1.0
 
 
 class Worker:
@@ -114,7 +114,7 @@ class Worker:
             while not self._stopping.is_set():
                 job = self._claim(lane)
                 if job is None:
-                    self._stopping.wait(POLL_S)
+                    self._stopping.wait(lane.poll_s)
                 else:
                     self._run_job(job, lane.executor)
         finally:

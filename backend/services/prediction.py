@@ -25,6 +25,7 @@ from backend.domain import (
 )
 from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
 from backend.ports import ArtifactStore, Clock, Database, Embedder
+from backend.promotion import version_key
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, load_predictor
 from model.inference import Predictor
@@ -169,7 +170,7 @@ class Prediction:
 
     def _load(self, version: ModelVersion) -> Predictor:
         try:
-            return load_predictor(self._artifacts.fetch(f"versions/p{version.project_id}/{version.name}"))
+            return load_predictor(self._artifacts.fetch(version_key(version.project_id, version.name)))
         except (CorruptCheckpoint, NotFound) as error:
             raise CheckpointCorrupt(f"{version.name} cannot be used: {error}; train again or roll back") from error
 

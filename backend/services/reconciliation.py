@@ -75,10 +75,13 @@ class Reconciliation:
         with self._database.transaction() as stores:
             project = self._observe(stores.projects.get(project_id), snapshot)
             stores.projects.save(project)
-        self._note_problems(project_id, tuple(self._check_webhook(gateway, project)))
+        problems = self._check_webhook(gateway, project)
+        self._note_problems(project_id, tuple(problems))
         if project.schema is None:
             return f"nothing to learn: {project.label_config.problem}"
         changes = self._bring_in(gateway, project, project.schema, snapshot, report)
+        if changes and not problems:
+            self._note_problems(project_id, tuple(self._check_events(known)))
         with self._database.transaction() as stores:
             synced = replace(stores.projects.get(project_id), synced_at=self._clock.now())
             stores.projects.save(synced)
@@ -146,6 +149,16 @@ class Reconciliation:
             log.error("webhook cannot be made", project=project.id, problem=problem)
             return [problem]
         return []
+
+    def _check_events(self, known: Project) -> list[str]:
+        """Return what is wrong when something changed since the last reconciliation and not one event told of it."""
+        if known.synced_at is None or (known.event_at and known.event_at > known.synced_at):
+            return []
+        return [
+            f"labels or tasks changed since {known.synced_at:%Y-%m-%d %H:%M} UTC, and no event came: unless they were "
+            f"deleted or imported through the API, Label Studio does not reach {self._public_url}/webhook. Check "
+            "PUBLIC_URL from Label Studio's machine, and SSRF_PROTECTION_ENABLED=false there for a private address"
+        ]
 
     def _observe(self, project: Project, snapshot: ProjectSnapshot) -> Project:
         return replace(

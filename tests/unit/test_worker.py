@@ -11,7 +11,6 @@ from datetime import timedelta
 
 import pytest
 
-import backend.worker
 from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, VersionStatus
 from backend.errors import (
     EmbedderUnavailable,
@@ -29,16 +28,11 @@ from tests.fakes import FakeExecutor
 from tests.world import PROJECT, World
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.worker, "POLL_S", 0.01)
-
-
 def make_worker(world: World, *executors: Executor, retry: RetryPolicy | None = None) -> Worker:
     """A worker with a lane for heads, and with a second executor one for everything else."""
     others = tuple(kind for kind in JobKind if kind is not JobKind.HEAD)
     lanes = [
-        Lane(kinds=kinds, executor=executor)
+        Lane(kinds=kinds, executor=executor, poll_s=0.01)
         for kinds, executor in zip([(JobKind.HEAD,), others], executors, strict=False)
     ]
     return Worker(

@@ -221,6 +221,28 @@ class TestConnection:
         assert "SSRF_PROTECTION_ENABLED=false" in problem
         assert len(connected.annotations) == 4
 
+    def test_events_that_never_come_are_said(self, connected: World) -> None:
+        fill(connected, 4)
+        connected.sync()
+        connected.clock.forward(60)
+        fill(connected, 8)
+        connected.sync()
+        (problem,) = connected.project.problems
+        assert "no event came" in problem
+        assert WEBHOOK_URL in problem
+        connected.clock.forward(60)
+        connected.sync()
+        assert connected.project.problems == ()
+
+    def test_changes_that_came_beside_events_are_no_problem(self, connected: World) -> None:
+        fill(connected, 4)
+        connected.sync()
+        connected.clock.forward(60)
+        connected.ingestion.handle(TasksSeen(project=connected.snapshot, tasks=(make_task(5, "cat"),)))
+        fill(connected, 8)
+        connected.sync()
+        assert connected.project.problems == ()
+
     def test_without_a_public_url_the_webhook_cannot_be_checked(self, connected: World) -> None:
         blind = Reconciliation(
             connected.database, connected.gateway, connected.clock, connected.scheduler, public_url=None
