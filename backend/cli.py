@@ -320,7 +320,7 @@ def _worker_command() -> Command:
 
 def _web_arguments(settings: Settings) -> tuple[str, ...]:
     return (
-        *(sys.executable, "-m", "gunicorn", "backend.app:create_app()"),
+        *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
         *("--bind", f"{settings.host}:{settings.port}"),
         *("--workers", str(settings.workers), "--worker-class", "gthread", "--threads", str(settings.threads)),
         *("--timeout", "120", "--graceful-timeout", "20", "--keep-alive", "30"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from backend.domain import Job, JobKind, TrainingPolicy
+from backend.domain import Job, JobKind, JobStatus, TrainingPolicy
 from backend.ports import Clock, Stores
 
 PUSH_REST_FACTOR = 1.0
+FINETUNE_PAUSE = timedelta(hours=1)
 
 
 class Scheduler:
@@ -28,6 +29,14 @@ class Scheduler:
         """Queue a job, or move the queued one, to start at once."""
         now = self._clock.now()
         return stores.jobs.enqueue(project_id, kind, now, now)
+
+    def finetune(self, stores: Stores, project_id: int) -> Job | None:
+        """Queue a fine-tuning for the next quiet moment, unless one failed or was cancelled a short while ago."""
+        last = next((job for job in stores.jobs.all(project_id) if job.kind is JobKind.FINETUNE), None)
+        fruitless = last is not None and last.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+        if last and fruitless and last.finished_at and self._clock.now() < last.finished_at + FINETUNE_PAUSE:
+            return None
+        return self.soon(stores, project_id, JobKind.FINETUNE)
 
     def push(self, stores: Stores, project_id: int) -> Job:
         """Queue a push that rests first, in proportion to the last one, so that Label Studio is never swamped."""

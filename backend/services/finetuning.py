@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from backend.domain import Progress, Task, VersionKind
-from backend.errors import ImageError, TrainingImpossible
+from backend.errors import ImageError, JobFailed
 from backend.ports import ArtifactStore, CachedImage, Database, FeatureStore, ImageSource, ReportProgress
 from backend.promotion import backbone_key, targets_of
 from model.backbones import Backbone, load_backbone, save_backbone
@@ -69,7 +69,8 @@ class FineTuning:
         """Fine-tune, promote the result if it is better, and return the outcome in words.
 
         Raises:
-            TrainingImpossible: too few labels or images, or the training diverged.
+            TrainingImpossible: too few labels or images.
+            JobFailed: the training diverged, or a fold is empty.
         """
         training_set = self._training.training_set(project_id)
         with self._database.snapshot() as stores:
@@ -115,7 +116,7 @@ class FineTuning:
                 resume_folder=self._resume_folder(training_set.project.id),
             )
         except (TrainingDiverged, ValueError) as error:
-            raise TrainingImpossible(f"fine-tuning did not work: {error}") from error
+            raise JobFailed(f"fine-tuning did not work: {error}") from error
         return tuned.backbone
 
     def _bring_in(self, tasks: Sequence[Task]) -> dict[str, Path]:

@@ -48,11 +48,16 @@ HELD_OUT_FOLD = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """What there is to learn from at one moment; ``pool`` are digests of images without a label."""
+    """What there is to learn from at one moment.
+
+    ``agreed`` are all labels that tasks agree on; ``labelled`` those of them that can be learned from, because their
+    images can be had; ``pool`` are digests of images without a label.
+    """
 
     project: Project
     schema: LabelSchema
     versions: tuple[ModelVersion, ...]
+    agreed: tuple[LabelledImage, ...]
     labelled: tuple[LabelledImage, ...]
     pool: tuple[str, ...]
     counts: LabelCounts
@@ -142,6 +147,7 @@ class Training:
             project=project,
             schema=project.schema,
             versions=versions,
+            agreed=labelled,
             labelled=labelled,
             pool=tuple(sorted(set(images.values()) - known))[:MAX_POOL_IMAGES],
             counts=counts,
@@ -225,7 +231,7 @@ class Training:
         comparison = None
         if set(training_set.schema.class_names) <= set(active.version.class_names):
             comparison = active.compare(learned.out_of_fold, training_set.labelled, training_set.schema)
-        n_withdrawn = active.labels.count_withdrawn(training_set.labelled)
+        n_withdrawn = active.labels.count_withdrawn(training_set.agreed)
         return decide_promotion(candidate, active.version, comparison, n_withdrawn=n_withdrawn)
 
     def conclude(self, training_set: TrainingSet, candidate: ModelVersion, decision: PromotionDecision) -> str:
@@ -236,7 +242,7 @@ class Training:
             else:
                 stores.versions.reject(candidate.project_id, candidate.name, decision.reason)
             if candidate.kind is VersionKind.HEAD and self._policy.finetune_is_due(training_set.counts):
-                self._scheduler.soon(stores, candidate.project_id, JobKind.FINETUNE)
+                self._scheduler.finetune(stores, candidate.project_id)
         outcome = "promoted" if decision.promote else "rejected"
         log.info(f"version {outcome}", project=candidate.project_id, version=candidate.name, reason=decision.reason)
         return f"{candidate.name} {outcome}: {decision.reason}"

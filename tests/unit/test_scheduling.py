@@ -99,3 +99,22 @@ def test_a_push_never_rests_longer_than_five_minutes(world: World) -> None:
     run_push(world, seconds=3600)
     world.clock.forward(3600)
     assert push(world) == world.clock.now() + timedelta(minutes=5)
+
+
+def test_a_fine_tuning_that_failed_is_not_tried_again_at_once(world: World) -> None:
+    world.ingestion.setup(world.snapshot)
+
+    def queue() -> Job | None:
+        with world.database.transaction() as stores:
+            return world.scheduler.finetune(stores, PROJECT)
+
+    assert queue() is not None
+    run_after = world.run_after(JobKind.FINETUNE)
+    with world.database.transaction() as stores:
+        job = stores.jobs.claim([JobKind.FINETUNE], "test", run_after, run_after)
+        assert job is not None
+        stores.jobs.finish(job.id, "test", JobStatus.FAILED, "it diverged", run_after)
+    world.clock.forward(600)
+    assert queue() is None
+    world.clock.forward(3600)
+    assert queue() is not None

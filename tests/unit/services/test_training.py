@@ -198,6 +198,17 @@ class TestUnlearning:
         assert world.active.n_labels == 11
         assert world.active.reason == f"{first.name} learned from 1 labels that were since withdrawn or changed"
 
+    def test_a_label_whose_image_awaits_features_is_not_withdrawn(self, world: World) -> None:
+        world.learn(pets(12))
+        digests = sorted(task.image_digest or "" for task in world.tasks.values())[:8]
+        rows, _ = world.features.read(BASE_DIGEST, digests)
+        world.features.append("e" * 64, digests, rows, block_sizes=world.features.block_sizes(BASE_DIGEST))
+        with world.database.transaction() as stores:
+            stores.projects.save(replace(world.project, backbone_digest="e" * 64))
+        world.fit()
+        assert world.versions[0].n_labels == 8
+        assert "withdrawn" not in world.versions[0].reason
+
     def test_a_changed_label_is_unlearned(self, world: World) -> None:
         world.learn(pets(12))
         world.clock.forward(5)
