@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -45,7 +46,7 @@ def main() -> None:
     try:
         app()
     except TandemError as error:
-        messages.print(f"[red]tandem:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
+        messages.print(f"[red]tandem:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigurationError | InvalidRequest) else 1)
 
 
@@ -210,7 +211,7 @@ def fit(
         show([{"measure": name, "value": round(value, 4)} for name, value in rows.items()], as_json=False)
         output.print(f"{result.kind.value} on {result.n_labels} labels, {result.seconds.total:.1f} s")
         if result.note:
-            messages.print(f"[yellow]{result.note}[/yellow]")
+            messages.print(f"[yellow]{escape(result.note)}[/yellow]")
 
 
 @app.command()
@@ -268,7 +269,8 @@ def show_job(container: Container, job: Job, wait: bool, as_json: bool) -> None:
     if as_json:
         show(encode_job(job, container.clock.now()), as_json=True)
     else:
-        output.print(f"{job.kind.value} job {job.id}: {job.status.value}" + (f", {job.reason}" if job.reason else ""))
+        outcome = f"{job.kind.value} job {job.id}: {job.status.value}" + (f", {job.reason}" if job.reason else "")
+        output.print(outcome, markup=False)
     if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
         raise typer.Exit(1)
 
@@ -297,8 +299,8 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
+        return escape(", ".join(map(str, value)))
+    return "" if value is None else escape(str(value))
 
 
 def _embedder_command() -> Command:

@@ -113,6 +113,10 @@ def read_folder(folder: Path, schema: LabelSchema | None = None) -> LabelledFold
     unknown = set(names) - set(schema.class_names)
     if unknown:
         raise InvalidRequest(f"{folder} has classes that the training part has not: {', '.join(sorted(unknown))}")
+    if not schema.multiple and any(len(labels) != 1 for _, labels in rows):
+        raise InvalidRequest(
+            f"{folder} has images without one label each, but the training part has one on every image"
+        )
     labelled = [
         LabelledImage(task_id=row, image_digest=hashlib.sha256(path.read_bytes()).hexdigest(), class_names=labels)
         for row, (path, labels) in enumerate(rows)
@@ -131,9 +135,11 @@ def fit_folder(
     """Learn from the training part, with the help of unlabelled images, and measure on the test part.
 
     Raises:
-        TrainingImpossible: too few labels or classes.
+        TrainingImpossible: too few labels or classes, or nothing to measure on.
     """
     started_s = time.perf_counter()
+    if not test.paths:
+        raise TrainingImpossible("no image is left to measure on: give a test folder, or more images")
     weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
     backbone = load_backbone(settings.backbone, weights, seed=settings.seed)
     contest = Contest(train=train, pool=pool, test=test, settings=settings, on_progress=on_progress)
@@ -313,7 +319,8 @@ def _read_table(table: Path) -> list[tuple[Path, tuple[str, ...]]]:
         files = {name: path for path in image_files(table.parent) for name in (path.name, str(path))}
         rows = []
         for line in reader:
-            path = files.get(line["file"]) or files.get(str(table.parent / line["file"]))
+            # a path says more than a bare name, which several folders may hold
+            path = files.get(str(table.parent / line["file"])) or files.get(line["file"])
             if path is None:
                 raise InvalidRequest(f"{table} names {line['file']!r}, which is no image file below {table.parent}")
             labels = tuple(dict.fromkeys(name.strip() for name in (line["labels"] or "").split("|") if name.strip()))
