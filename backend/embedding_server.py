@@ -1,0 +1,171 @@
+"""Embedding for other processes: keeps torch and the backbones in memory.
+
+Requests come over a Unix socket. They are cut into micro-batches that wait in one queue: urgent ones overtake
+background ones there, and those waiting for the same backbone share a forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.adapters.artifacts import LocalArtifacts
+from backend.adapters.embedders import EmbedReply, EmbedRequest, ReplyHeader
+from backend.errors import NotFound
+from backend.settings import Settings
+from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
+from model.features import Embedded, Engine, choose_device
+
+N_FINETUNED_ENGINES = 2
+
+
+@dataclass(order=True, slots=True)
+class MicroBatch:
+    """Some images of one request; lower ``priority`` goes first, then who came first."""
+
+    priority: int
+    number: int
+    digest: str = field(compare=False)
+    paths: list[Path] = field(compare=False)
+    result: Future[Embedded] = field(compare=False, default_factory=Future)
+
+
+class EmbeddingServer:
+    """Embeds for whoever connects to the socket."""
+
+    def __init__(self, settings: Settings, artifacts: LocalArtifacts) -> None:
+        self._artifacts = artifacts
+        self._max_pixels = settings.max_image_pixels
+        self._device = choose_device(settings.device)
+        weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
+        backbone = load_backbone(settings.backbone, weights)
+        self.base_digest = backbone.digest
+        self.note = backbone.note
+        self._base = Engine(backbone, self._device)
+        self._finetuned: OrderedDict[str, Engine] = OrderedDict()
+        self._waiting: queue.PriorityQueue[MicroBatch] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._batch_size = self._base.batch_size
+
+    def serve(self, address: Path) -> None:
+        """Answer requests until the process is told to end."""
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+        with contextlib.suppress(FileNotFoundError):
+            address.unlink()
+        with Listener(str(address), family="AF_UNIX", backlog=64) as listener:
+            while True:
+                connection = listener.accept()
+                threading.Thread(target=self._answer_all, args=(connection,), daemon=True).start()
+
+    def _answer_all(self, connection: Connection) -> None:
+        with connection, contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                request = EmbedRequest.model_validate_json(connection.recv_bytes())
+                reply = self._answer(request)
+                connection.send_bytes(reply.header.model_dump_json().encode())
+                connection.send_bytes(reply.features.tobytes())
+
+    def _answer(self, request: EmbedRequest) -> EmbedReply:
+        digest = request.backbone_digest or self.base_digest
+        try:
+            engine = self._engine(digest)
+        except (NotFound, CorruptBackbone) as error:
+            header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
+            return EmbedReply(header=header, features=np.empty((0, 0), dtype=np.float16))
+        batches = [
+            MicroBatch(
+                priority=0 if request.urgent else 1,
+                number=next(self._numbers),
+                digest=digest,
+                paths=[Path(path) for path in request.paths[start : start + self._batch_size]],
+            )
+            for start in range(0, len(request.paths), self._batch_size)
+        ]
+        for batch in batches:
+            self._waiting.put(batch)
+        features, problems = join(
+            [batch.result.result() for batch in batches], self._batch_size, engine.backbone.n_features
+        )
+        header = ReplyHeader(
+            backbone_digest=digest,
+            block_sizes=engine.backbone.block_sizes,
+            n_rows=len(features),
+            problems=problems,
+        )
+        return EmbedReply(header=header, features=features)
+
+    def _engine(self, digest: str) -> Engine:
+        if digest == self.base_digest:
+            return self._base
+        if digest not in self._finetuned:
+            engine = Engine(load_saved_backbone(self._artifacts.fetch(f"backbones/{digest}")), self._device)
+            self._finetuned[digest] = engine
+            while len(self._finetuned) > N_FINETUNED_ENGINES:
+                self._finetuned.popitem(last=False)
+        return self._finetuned[digest]
+
+    def _work(self) -> None:
+        while True:
+            batches = self._take()
+            paths = [path for batch in batches for path in batch.paths]
+            try:
+                embedded = self._engine(batches[0].digest).embed(paths, max_pixels=self._max_pixels)
+            except Exception as error:  # noqa: BLE001 - whoever waits must be told, and the next request served
+                for batch in batches:
+                    batch.result.set_exception(error)
+                continue
+            for batch, part in zip(batches, split(embedded, [len(batch.paths) for batch in batches]), strict=True):
+                batch.result.set_result(part)
+
+    def _take(self) -> list[MicroBatch]:
+        """Take the first waiting micro-batch and, up to four batches' worth, those like it that wait behind it."""
+        batches = [self._waiting.get()]
+        while sum(len(batch.paths) for batch in batches) < 4 * self._batch_size:
+            try:
+                following = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if (following.digest, following.priority) != (batches[0].digest, batches[0].priority):
+                self._waiting.put(following)
+                break
+            batches.append(following)
+        return batches
+
+
+def join(parts: Sequence[Embedded], batch_size: int, n_features: int) -> tuple[NDArray[np.float16], dict[int, str]]:
+    """Put the results of one request's micro-batches together again."""
+    rows = [part.features for part in parts] or [np.empty((0, n_features), dtype=np.float16)]
+    problems = {
+        number * batch_size + index: problem
+        for number, part in enumerate(parts)
+        for index, problem in part.problems.items()
+    }
+    return np.concatenate(rows), problems
+
+
+def split(embedded: Embedded, sizes: Sequence[int]) -> list[Embedded]:
+    """Cut the result of one forward pass into those of its micro-batches."""
+    parts = []
+    first_image = first_row = 0
+    for size in sizes:
+        problems = {
+            index - first_image: problem
+            for index, problem in embedded.problems.items()
+            if first_image <= index < first_image + size
+        }
+        n_rows = size - len(problems)
+        parts.append(Embedded(features=embedded.features[first_row : first_row + n_rows], problems=problems))
+        first_image += size
+        first_row += n_rows
+    return parts
