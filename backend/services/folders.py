@@ -114,9 +114,7 @@ def read_folder(folder: Path, schema: LabelSchema | None = None) -> LabelledFold
     if unknown:
         raise InvalidRequest(f"{folder} has classes that the training part has not: {', '.join(sorted(unknown))}")
     if not schema.multiple and any(len(labels) != 1 for _, labels in rows):
-        raise InvalidRequest(
-            f"{folder} has images without one label each, but the training part has one on every image"
-        )
+        raise InvalidRequest(f"{folder} has images with no label or several: in the training part each one has one")
     labelled = [
         LabelledImage(task_id=row, image_digest=hashlib.sha256(path.read_bytes()).hexdigest(), class_names=labels)
         for row, (path, labels) in enumerate(rows)

@@ -1,0 +1,300 @@
+"""The command ``tandem``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from PIL import Image
+from typer.testing import CliRunner
+
+from backend.cli import app, main
+from backend.domain import JobKind, JobStatus, VersionStatus
+from backend.promotion import version_key
+from tests.world import PROJECT, World, pets
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _no_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands switch the logs of the whole process; here they would end up in what the tests read."""
+    monkeypatch.setattr("backend.cli.configure_logs", lambda _level: None)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def model_dir(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """What the commands find in MODEL_DIR: a project, at first without a version."""
+    monkeypatch.setenv("MODEL_DIR", str(world.folder))
+    world.see_tasks(pets(12))
+    return world
+
+
+def run_json(*arguments: str) -> Any:
+    result = RUNNER.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def run_text(*arguments: str) -> str:
+    result = RUNNER.invoke(app, [*arguments], catch_exceptions=False, env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run the command as a terminal would; return its exit status and what it says on standard error."""
+    monkeypatch.setattr(sys, "argv", ["tandem", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, said.err
+
+
+def test_help_names_every_command_without_loading_anything_heavy() -> None:
+    result = RUNNER.invoke(app, ["--help"])
+    for command in ("serve", "worker", "sync", "train", "predict", "versions", "rollback", "status", "fit", "demo"):
+        assert command in result.stdout
+
+
+class TestStatus:
+    def test_of_all_projects(self, model_dir: World) -> None:
+        model_dir.learn(pets(12))
+        (project,) = run_json("status")
+        assert project["active_version"] == model_dir.active.name
+        assert (project["n_tasks"], project["n_labels"]) == (12, 12)
+        text = run_text("status")
+        assert "Pets" in text
+        assert model_dir.active.name in text
+
+    def test_titles_may_hold_anything(self, model_dir: World) -> None:
+        model_dir.ingestion.setup(replace(model_dir.snapshot, title="Cats [/bold] [red]"))
+        assert "Cats [/bold] [red]" in run_text("status")
+
+    def test_before_there_is_any_project(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
+        assert run_json("status") == []
+        assert run_text("status") == "nothing yet"
+
+
+class TestVersions:
+    def test_are_listed_newest_first(self, model_dir: World) -> None:
+        model_dir.learn(pets(8))
+        model_dir.learn(pets(12))
+        listed = run_json("versions", "5")
+        assert [version["n_labels"] for version in listed] == [12, 8]
+        assert listed[0]["metrics"]["accuracy"] > 0.5
+        text = run_text("versions", "5")
+        assert listed[0]["version"] in text
+        assert "first version of the project" in text
+
+    def test_rollback(self, model_dir: World) -> None:
+        first = model_dir.learn(pets(8))
+        model_dir.learn(pets(12))
+        (active,) = run_json("rollback", "5", first.name)
+        assert (active["version"], active["status"]) == (first.name, "active")
+        assert model_dir.active.name == first.name
+        assert first.name in run_text("rollback", "5", first.name)
+
+    def test_rollback_to_what_is_not_there(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = model_dir.learn(pets(8))
+        status, said = fails(monkeypatch, capsys, "rollback", "5", "p5-v9-[/nothing]")
+        assert status == 1
+        assert "p5-v9-[/nothing]" in said
+        model_dir.artifacts.delete(version_key(PROJECT, first.name))
+        assert fails(monkeypatch, capsys, "rollback", "5", first.name)[0] == 1
+        assert model_dir.active == first
+
+
+class TestJobs:
+    def test_train_without_waiting(self, model_dir: World) -> None:
+        job = run_json("train", "5", "--no-wait", "--kind", "finetune")
+        assert (job["kind"], job["status"], job["project_id"]) == ("finetune", "queued", 5)
+        assert model_dir.queued(JobKind.FINETUNE) is not None
+        assert "head job" in run_text("train", "5", "--no-wait")
+
+    def test_sync_without_waiting(self, model_dir: World) -> None:
+        assert run_json("sync", "5", "--no-wait")["kind"] == "sync"
+        assert model_dir.queued(JobKind.SYNC) is not None
+
+    @pytest.mark.parametrize(("outcome", "exit_code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 1)])
+    def test_waiting_for_the_end(self, model_dir: World, outcome: JobStatus, exit_code: int) -> None:
+        model_dir.finish_jobs()
+
+        def work() -> None:
+            job = None
+            while job is None:
+                time.sleep(0.05)
+                with model_dir.database.transaction() as stores:
+                    later = model_dir.clock.now().replace(year=2100)
+                    job = stores.jobs.claim([JobKind.HEAD], "test", later, later)
+            with model_dir.database.transaction() as stores:
+                stores.jobs.finish(job.id, "test", outcome, "that is [why]", later)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        result = RUNNER.invoke(app, ["train", "5"])
+        worker.join()
+        assert result.exit_code == exit_code
+        assert f"{outcome.value}, that is [why]" in result.stdout
+
+
+class TestErrors:
+    def test_unknown_projects(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert model_dir.project.id == PROJECT
+        for command in ("train", "sync", "versions"):
+            status, said = fails(monkeypatch, capsys, command, "99")
+            assert status == 1
+            assert said.startswith("tandem: there is no project 99")
+
+    def test_wrong_settings_are_all_named(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("PORT", "many")
+        monkeypatch.setenv("BASIC_AUTH_USER", "tandem")
+        status, said = fails(monkeypatch, capsys, "status")
+        assert status == 2
+        assert "PORT" in said
+
+    def test_files_that_are_not_there(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, said = fails(monkeypatch, capsys, "predict", "5", str(model_dir.folder / "none.jpg"))
+        assert status == 2
+        assert "none.jpg is not a file" in said
+
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_suggestions_need_a_version_and_the_embedder(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: bool
+    ) -> None:
+        if trained:
+            assert model_dir.learn(pets(8)).status is VersionStatus.ACTIVE
+        image = model_dir.folder / "1.png"
+        image.write_bytes(b"cat 1")
+        status, said = fails(monkeypatch, capsys, "predict", "5", str(image))
+        assert status == 1
+        assert ("is tandem serve running?" if trained else "has no version yet") in said
+
+
+def test_suggestions_for_files(model_dir: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    active = model_dir.learn(pets(12))
+    monkeypatch.setattr("backend.bootstrap.Container.embedder", model_dir.embedder)
+    files = [model_dir.folder / f"{number}.png" for number in (1, 2)]
+    for path, content in zip(files, (b"dog 1", b"broken"), strict=True):
+        path.write_bytes(content)
+    dog, broken = run_json("predict", "5", *map(str, files))
+    assert (dog["labels"], dog["version"]) == (["dog"], active.name)
+    assert 0.5 < dog["score"] <= 1
+    assert broken == {"file": str(files[1]), "labels": [], "score": None, "reason": "not an image"}
+    assert "not an image" in run_text("predict", "5", *map(str, files))
+
+
+# --- fit -----------------------------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, n: int, seed: int = 0) -> Path:
+    """Noisy red and blue squares, a sub-folder each."""
+    random = np.random.default_rng(seed)
+    for name, channel in (("red", 0), ("blue", 2)):
+        (folder / name).mkdir(parents=True)
+        for number in range(n):
+            pixels = random.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "model"))
+    monkeypatch.setenv("BACKBONE", "resnet18")
+    monkeypatch.setenv("WEIGHTS", "none")
+    monkeypatch.setenv("DEVICE", "cpu")
+    return tmp_path
+
+
+@pytest.mark.slow
+class TestFit:
+    def test_a_folder_with_a_test_folder_and_a_pool(self, untrained: Path) -> None:
+        train, test, pool = (draw(untrained / name, n, seed=n) for name, n in (("train", 8), ("test", 10), ("pool", 6)))
+        result = run_json("fit", str(train), "--test", str(test), "--pool", str(pool), "--seed", "3")
+        assert set(result["metrics"]) == {
+            "accuracy",
+            "macro_precision",
+            "macro_recall",
+            "macro_f1",
+            "log_loss",
+            "brier",
+            "ece",
+        }
+        assert set(result["uncalibrated"]) == {"ece", "log_loss"}
+        assert set(result["seconds"]) == {"embed", "head", "finetune", "total"}
+        assert (result["kind"], result["n_labels"], result["n_test"]) == ("head", 16, 20)
+        assert result["metrics"]["accuracy"] > 0.8
+        assert result["seconds"]["finetune"] == 0
+        again = run_json("fit", str(train), "--test", str(test), "--pool", str(pool), "--seed", "3")
+        assert again["metrics"] == result["metrics"]
+
+    def test_a_fifth_is_held_out_without_a_test_folder(self, untrained: Path) -> None:
+        result = run_json("fit", str(draw(untrained / "train", 15)))
+        assert result["n_labels"] + result["n_test"] == 30
+        assert result["n_test"] > 0
+
+    def test_several_labels_per_image(self, untrained: Path) -> None:
+        folder = draw(untrained / "train", 12)
+        lines = [f"{name}/{n}.png,{name}" + ("|even" if n % 2 else "") for name in ("red", "blue") for n in range(12)]
+        (folder / "labels.csv").write_text("\n".join(["file,labels", *lines]))
+        result = run_json("fit", str(folder))
+        assert result["class_names"] == ["blue", "even", "red"]
+        assert 0 <= result["metrics"]["macro_f1"] <= 1
+
+    def test_an_unreadable_image_costs_only_itself(self, untrained: Path) -> None:
+        folder = draw(untrained / "train", 15)
+        (folder / "red" / "0.png").write_bytes(b"not an image")
+        result = run_json("fit", str(folder))
+        assert result["metrics"]["accuracy"] > 0.5
+
+    def test_the_network_is_fine_tuned_when_there_are_enough_labels(
+        self, untrained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from model.training import TrainingConfig
+
+        monkeypatch.setenv("FINETUNE_MIN_LABELS", "24")
+        short = replace(TrainingConfig.for_labels(30, 2), epochs=2)
+        monkeypatch.setattr(TrainingConfig, "for_labels", lambda *_, **__: short)
+        train, test = draw(untrained / "train", 15, seed=1), draw(untrained / "test", 8, seed=2)
+        result = run_json("fit", str(train), "--test", str(test))
+        assert result["seconds"]["finetune"] > 0
+        assert result["kind"] in ("head", "finetune")
+        assert result["metrics"]["accuracy"] > 0.8
+
+    def test_as_text(self, untrained: Path) -> None:
+        text = run_text("fit", str(draw(untrained / "train", 10)))
+        assert "accuracy" in text
+        assert "labels" in text
+
+    def test_nothing_to_learn(
+        self, untrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, said = fails(monkeypatch, capsys, "fit", str(untrained / "nowhere"))
+        assert status == 2
+        assert "nowhere" in said
