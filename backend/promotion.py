@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backend.domain import Comparison, LabelledImage, LabelSchema, ModelVersion
+from backend.domain import Comparison, LabelledImage, LabelSchema, Metrics, ModelVersion
 from backend.ports import ArtifactStore, FeatureStore
 from model.checkpoint import load_out_of_fold, load_predictor
-from model.evaluation import compare
+from model.evaluation import Report, compare
 from model.learned import OutOfFold
 
 if TYPE_CHECKING:
@@ -41,6 +41,19 @@ def targets_of(labelled: Sequence[LabelledImage], schema: LabelSchema) -> NDArra
     for row, image in enumerate(labelled):
         targets[row, [columns[name] for name in image.class_names]] = True
     return targets
+
+
+def metrics_of(report: Report) -> Metrics:
+    """Return the part of a report that versions show."""
+    return Metrics(
+        accuracy=report.accuracy,
+        macro_precision=report.macro_precision,
+        macro_recall=report.macro_recall,
+        macro_f1=report.macro_f1,
+        log_loss=report.log_loss,
+        brier=report.brier,
+        ece=report.ece,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

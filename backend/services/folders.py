@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backend.domain import LabelledImage, LabelSchema, Metrics, VersionKind
 from backend.errors import InvalidRequest, TrainingImpossible
-from backend.promotion import targets_of
+from backend.promotion import metrics_of, targets_of
 from model.backbones import Backbone, load_backbone
 from model.evaluation import Report, compare, evaluate
 from model.features import Engine, choose_device
@@ -153,15 +153,7 @@ def fit_folder(
         best = contest.better(tuned, best)
     calibrated, uncalibrated = contest.measure(best)
     return FolderResult(
-        metrics=Metrics(
-            accuracy=calibrated.accuracy,
-            macro_precision=calibrated.macro_precision,
-            macro_recall=calibrated.macro_recall,
-            macro_f1=calibrated.macro_f1,
-            log_loss=calibrated.log_loss,
-            brier=calibrated.brier,
-            ece=calibrated.ece,
-        ),
+        metrics=metrics_of(calibrated),
         uncalibrated_ece=uncalibrated.ece,
         uncalibrated_log_loss=uncalibrated.log_loss,
         kind=best.kind,

@@ -16,7 +16,6 @@ from backend.domain import (
     LabelCounts,
     LabelledImage,
     LabelSchema,
-    Metrics,
     ModelVersion,
     Progress,
     Project,
@@ -31,7 +30,7 @@ from backend.domain import (
 )
 from backend.errors import NotFound, TrainingImpossible
 from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportProgress, Stores
-from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, targets_of, version_key
+from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, metrics_of, targets_of, version_key
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, save_checkpoint
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
@@ -206,15 +205,7 @@ class Training:
             created_at=self._clock.now(),
             n_labels=len(training_set.labelled),
             n_validation=report.n,
-            metrics=Metrics(
-                accuracy=report.accuracy,
-                macro_precision=report.macro_precision,
-                macro_recall=report.macro_recall,
-                macro_f1=report.macro_f1,
-                log_loss=report.log_loss,
-                brier=report.brier,
-                ece=report.ece,
-            ),
+            metrics=metrics_of(report),
             class_names=training_set.schema.class_names,
             backbone_digest=digest,
             fingerprint=training_set.fingerprint(digest),
