@@ -76,9 +76,14 @@ class Tandem:
 
     def children(self, word: str) -> list[int]:
         """Ids of the processes below this one whose command line holds a word."""
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-        return [int(pid) for pid, parent, line in rows if int(parent) == self.process.pid and word in line]
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if parent == self.process.pid and word in line:
+                    found.append(int(folder.name))
+        return found
 
 
 @dataclass
