@@ -18,14 +18,17 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.embedders import EmbedReply, EmbedRequest, ReplyHeader
-from backend.errors import NotFound
+from backend.errors import EmbedderUnavailable, NotFound
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
 from model.features import Embedded, Engine, choose_device
+
+log = structlog.get_logger()
 
 N_FINETUNED_ENGINES = 2
 
@@ -79,10 +82,12 @@ class EmbeddingServer:
     def _answer(self, request: EmbedRequest) -> EmbedReply:
         digest = request.backbone_digest or self.base_digest
         try:
-            engine = self._engine(digest)
-        except (NotFound, CorruptBackbone) as error:
+            return self._embed(request, digest, self._engine(digest))
+        except (NotFound, CorruptBackbone, EmbedderUnavailable) as error:
             header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
             return EmbedReply(header=header, features=np.empty((0, 0), dtype=np.float16))
+
+    def _embed(self, request: EmbedRequest, digest: str, engine: Engine) -> EmbedReply:
         batches = [
             MicroBatch(
                 priority=0 if request.urgent else 1,
@@ -121,9 +126,10 @@ class EmbeddingServer:
             paths = [path for batch in batches for path in batch.paths]
             try:
                 embedded = self._engine(batches[0].digest).embed(paths, max_pixels=self._max_pixels)
-            except Exception as error:  # noqa: BLE001 - whoever waits must be told, and the next request served
+            except Exception as error:  # whoever waits must be told, and the next request served
+                log.exception("embedding failed", n_images=len(paths))
                 for batch in batches:
-                    batch.result.set_exception(error)
+                    batch.result.set_exception(EmbedderUnavailable(f"embedding failed: {error!r}"))
                 continue
             for batch, part in zip(batches, split(embedded, [len(batch.paths) for batch in batches]), strict=True):
                 batch.result.set_result(part)

@@ -1,0 +1,122 @@
+"""The embedding process and the way to it, over a real socket."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.adapters.artifacts import LocalArtifacts
+from backend.adapters.embedders import EmbedderClient
+from backend.embedding_server import EmbeddingServer
+from backend.errors import EmbedderUnavailable
+from backend.settings import Settings
+
+
+def draw(folder: Path, n: int) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(n)]
+    for number, path in enumerate(paths):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingServer:
+    folder = tmp_path_factory.mktemp("embedder")
+    settings = Settings(model_dir=folder, backbone="resnet18", weights="none", device="cpu")  # type: ignore[call-arg]
+    return EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"))
+
+
+@pytest.fixture(scope="module")
+def address(server: EmbeddingServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    address = tmp_path_factory.mktemp("socket") / "embedder.sock"
+    address.write_text("left behind by one that was killed")
+    threading.Thread(target=server.serve, args=(address,), daemon=True).start()
+    deadline_s = time.monotonic() + 20
+    while not address.is_socket():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    return address
+
+
+@pytest.fixture
+def client(address: Path) -> Iterator[EmbedderClient]:
+    return EmbedderClient(address)
+
+
+def test_it_says_which_backbone_it_runs(client: EmbedderClient, server: EmbeddingServer) -> None:
+    assert client.base_digest() == server.base_digest
+
+
+def test_rows_come_in_the_order_of_the_files(client: EmbedderClient, server: EmbeddingServer, tmp_path: Path) -> None:
+    paths = draw(tmp_path, 40)
+    embedding = client.embed(paths)
+    assert embedding.backbone_digest == server.base_digest
+    assert embedding.problems == {}
+    assert embedding.features.shape == (40, sum(embedding.block_sizes))
+    assert embedding.features.dtype == np.float16
+    backwards = client.embed(paths[::-1], urgent=True)
+    np.testing.assert_allclose(
+        backwards.features[::-1].astype(np.float32), embedding.features.astype(np.float32), atol=2e-2
+    )
+
+
+def test_a_file_that_cannot_be_read_costs_only_itself(client: EmbedderClient, tmp_path: Path) -> None:
+    paths = draw(tmp_path, 36)
+    expected = client.embed(paths).features
+    paths[1].write_bytes(b"not an image")
+    paths[34] = tmp_path / "nowhere.png"
+    embedding = client.embed(paths)
+    assert set(embedding.problems) == {1, 34}
+    kept = [index for index in range(36) if index not in (1, 34)]
+    np.testing.assert_allclose(embedding.features.astype(np.float32), expected[kept].astype(np.float32), atol=2e-2)
+
+
+def test_nothing_asked_is_nothing_answered(client: EmbedderClient) -> None:
+    embedding = client.embed([])
+    assert embedding.features.shape == (0, sum(embedding.block_sizes))
+
+
+def test_a_backbone_it_does_not_have_is_refused(client: EmbedderClient, tmp_path: Path) -> None:
+    (path,) = draw(tmp_path, 1)
+    for _ in range(2):
+        with pytest.raises(EmbedderUnavailable, match="backbones/ffff"):
+            client.embed([path], backbone_digest="ffff")
+    assert len(client.embed([path]).features) == 1
+
+
+def test_many_threads_share_a_client(client: EmbedderClient, tmp_path: Path) -> None:
+    paths = draw(tmp_path, 12)
+    expected = client.embed(paths).features.astype(np.float32)
+    with ThreadPoolExecutor(6) as pool:
+        rows = list(pool.map(lambda path: client.embed([path], urgent=True).features[0], paths))
+    np.testing.assert_allclose(np.array(rows, dtype=np.float32), expected, atol=2e-2)
+
+
+def test_a_failure_within_is_no_end_of_the_server(
+    client: EmbedderClient, server: EmbeddingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = draw(tmp_path, 1)
+
+    def explode(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._base, "embed", explode)
+        with pytest.raises(EmbedderUnavailable, match="no room"):
+            client.embed([path])
+    assert len(client.embed([path]).features) == 1
+
+
+def test_no_embedder_is_said_at_once(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(EmbedderUnavailable, match="not up"):
+        EmbedderClient(tmp_path / "nothing.sock").base_digest()
+    assert time.monotonic() - started_s < 5

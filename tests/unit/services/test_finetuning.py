@@ -1,0 +1,132 @@
+"""Labels become a network, which competes with the active version; real images, a tiny untrained network."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.domain import JobKind, Progress, PromotionDecision, VersionKind, VersionStatus
+from backend.errors import ImageNotFound, JobCancelled, JobFailed, TrainingImpossible
+from backend.promotion import backbone_key
+from backend.services import finetuning
+from backend.services.finetuning import FineTuning, FineTuningSettings
+from model.training import TrainingConfig
+from tests.world import PROJECT, World, pets
+
+pytestmark = pytest.mark.slow
+N = 40
+
+
+def picture(name: str, seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 120, (24, 24, 3), dtype=np.uint8)
+    pixels[..., 0 if name == "cat" else 2] += 120
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def shown(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Forty pictures with a label and four without; the active version is a head."""
+    short = replace(TrainingConfig.for_labels(N, 2), epochs=1, batch_size=8)
+    monkeypatch.setattr(TrainingConfig, "for_labels", lambda *_, **__: short)
+    names = pets(N + 4)
+    for task in world.see_tasks(names):
+        world.images.contents[task.image_url or ""] = picture(names[task.id], task.id)
+    world.label(pets(N))
+    # what the pretrained backbone makes of the pictures does not matter here
+    world.embed()
+    world.fit()
+    world.finish_jobs()
+    return world
+
+
+def service(world: World, resume_folder: Path) -> FineTuning:
+    settings = FineTuningSettings(
+        backbone="resnet18",
+        weights="none",
+        device="cpu",
+        image_timeout_s=1,
+        max_image_pixels=10_000,
+        resume_folder=resume_folder,
+    )
+    return FineTuning(world.database, world.training, world.images, world.features, world.artifacts, settings)
+
+
+@pytest.mark.parametrize("promote", [True, False])
+def test_a_network_is_learned_and_competes(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promote: bool
+) -> None:
+    before = shown.active
+    monkeypatch.setattr(
+        shown.training, "judge", lambda *_: PromotionDecision(promote=promote, reason="because the test says so")
+    )
+    outcome = service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+
+    candidate = shown.versions[0]
+    assert candidate.kind is VersionKind.FINETUNE
+    assert candidate.n_labels == N
+    assert 0 < candidate.n_validation < N
+    assert candidate.backbone_digest != before.backbone_digest
+    assert shown.artifacts.keys(backbone_key(candidate.backbone_digest)) == [backbone_key(candidate.backbone_digest)]
+    assert {progress.unit for progress in shown.reports.seen} >= {"batches", "images"}
+    digests = [task.image_digest or "" for task in shown.tasks.values()]
+    assert not (tmp_path / "resume" / "p5").exists()
+    if promote:
+        assert outcome == f"{candidate.name} promoted: because the test says so"
+        assert shown.active == candidate
+        assert shown.project.backbone_digest == candidate.backbone_digest
+        assert shown.features.read(candidate.backbone_digest, digests)[1].all()
+        assert shown.queued(JobKind.EMBED) is not None
+        assert shown.queued(JobKind.PUSH) is not None
+        shown.embedder.finetuned.add(candidate.backbone_digest)
+        shown.embedder.embedded.clear()
+        assert shown.embed() == f"{N + 4} images embedded"
+        assert shown.embedder.embedded == []
+    else:
+        assert candidate.status is VersionStatus.REJECTED
+        assert shown.active == before
+        assert shown.project.backbone_digest == before.backbone_digest
+
+
+def test_images_that_are_gone_are_left_out(shown: World, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        task = shown.tasks[number]
+        (shown.folder / "images" / (task.image_digest or "")).unlink()
+        shown.images.contents[task.image_url or ""] = ImageNotFound("404")
+    service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    assert shown.versions[0].n_labels == N - 3
+    assert "withdrawn" not in shown.versions[0].reason
+
+
+def test_a_cancelled_one_ends_at_once_and_leaves_no_version(shown: World, tmp_path: Path) -> None:
+    def cancel(_: Progress) -> None:
+        raise JobCancelled("cancelled on request")
+
+    with pytest.raises(JobCancelled):
+        service(shown, tmp_path / "resume").run(PROJECT, cancel)
+    assert len(shown.versions) == 1
+
+
+def test_too_few_labels(world: World, tmp_path: Path) -> None:
+    world.see_tasks(pets(4))
+    world.label(pets(3))
+    world.embed()
+    with pytest.raises(TrainingImpossible, match="3 of 4"):
+        service(world, tmp_path / "resume").run(PROJECT, world.reports)
+
+
+def test_a_training_that_does_not_work_is_a_failure(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise finetuning.TrainingDiverged("the loss is not a number")
+
+    monkeypatch.setattr(finetuning, "fit", diverge)
+    with pytest.raises(JobFailed, match="the loss is not a number"):
+        service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
