@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
+
 from backend.domain import Job, JobKind, JobStatus
 from tests.factories import NOON
 from tests.world import PROJECT, World
@@ -118,3 +120,23 @@ def test_a_fine_tuning_that_failed_is_not_tried_again_at_once(world: World) -> N
     assert queue() is None
     world.clock.forward(3600)
     assert queue() is not None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again"), [(JobStatus.FAILED, False), (JobStatus.CANCELLED, False), (JobStatus.SUCCEEDED, True)]
+)
+def test_fine_tuning_in_vain_is_not_tried_again_at_once(world: World, outcome: JobStatus, again: bool) -> None:
+    world.ingestion.setup(world.snapshot)
+    world.finish_jobs()
+    with world.database.transaction() as stores:
+        now = world.clock.now()
+        assert world.scheduler.finetune(stores, PROJECT) is not None
+        job = stores.jobs.claim([JobKind.FINETUNE], "test", now + timedelta(seconds=2), now)
+        assert job is not None
+        stores.jobs.finish(job.id, "test", outcome, "no room", now)
+    world.clock.forward(60)
+    with world.database.transaction() as stores:
+        assert (world.scheduler.finetune(stores, PROJECT) is not None) is again
+    world.clock.forward(3600)
+    with world.database.transaction() as stores:
+        assert world.scheduler.finetune(stores, PROJECT) is not None
