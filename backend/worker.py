@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from backend.domain import Job, JobKind, JobStatus, Progress, Project, RetryPolicy, VersionStatus
+from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, VersionStatus
 from backend.errors import (
     EmbedderUnavailable,
     ImageUnavailable,
@@ -88,26 +88,21 @@ class Worker:
         self._stopping.set()
 
     def _recover(self) -> None:
-        """Queue what was lost with the last worker, and ask Label Studio what happened meanwhile."""
+        """Queue what may have been missed while no worker ran."""
         with self._database.transaction() as stores:
             for project in stores.projects.all():
-                self._drop_unjudged(stores, project)
+                self._drop_unjudged(stores, project.id)
                 self._scheduler.now(stores, project.id, JobKind.SYNC)
                 self._scheduler.now(stores, project.id, JobKind.EMBED)
                 self._scheduler.now(stores, project.id, JobKind.HEAD)
-        try:
-            for project in self._reconciliation.discover():
-                log.info("connected project found", project=project.id)
-        except LabelStudioError as error:
-            log.warning("Label Studio could not be asked for its projects", reason=str(error))
 
-    def _drop_unjudged(self, stores: Stores, project: Project) -> None:
+    def _drop_unjudged(self, stores: Stores, project_id: int) -> None:
         """Reject candidates that nobody is about to judge any more."""
-        if any(job.status is JobStatus.RUNNING for job in stores.jobs.all(project.id)):
+        if any(job.status is JobStatus.RUNNING for job in stores.jobs.all(project_id)):
             return
-        for version in stores.versions.all(project.id):
+        for version in stores.versions.all(project_id):
             if version.status is VersionStatus.CANDIDATE:
-                stores.versions.reject(project.id, version.name, "its training was interrupted before it was judged")
+                stores.versions.reject(project_id, version.name, "its training was interrupted before it was judged")
 
     def _work(self, lane: Lane) -> None:
         try:
@@ -178,8 +173,17 @@ class Worker:
         except (JobLost, StoreUnavailable) as error:
             log.warning("job lost", job=job.id, reason=str(error))
 
+    def _discover(self) -> None:
+        """Ask Label Studio which projects are connected: slow where there are many, so nothing waits for it."""
+        try:
+            for project in self._reconciliation.discover():
+                log.info("connected project found", project=project.id)
+        except (LabelStudioError, StoreUnavailable) as error:
+            log.warning("Label Studio could not be asked for its projects", reason=str(error))
+
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""
+        self._discover()
         while not self._stopping.wait(1.0):
             try:
                 self._requeue_lost_and_sync(self._clock.now())
@@ -190,6 +194,7 @@ class Worker:
         with self._database.transaction() as stores:
             for job in stores.jobs.requeue_expired(now):
                 log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
+                self._drop_unjudged(stores, job.project_id)
             for project in stores.projects.all():
                 if self._sync_is_due(stores.jobs.all(project.id), now):
                     self._scheduler.now(stores, project.id, JobKind.SYNC)

@@ -226,13 +226,16 @@ class TestLease:
         with project.database.transaction() as stores:
             now = project.clock.now()
             stores.jobs.claim([JobKind.HEAD], "dead", now, now + LEASE)
+            stores.versions.add(make_version(1))
         executor = FakeExecutor()
         with running(make_worker(project, executor)):
             time.sleep(0.1)
             assert is_now(project, job, JobStatus.RUNNING)()
+            assert project.versions[0].status is VersionStatus.CANDIDATE
             project.clock.forward(31)
             wait_for(is_now(project, job, JobStatus.SUCCEEDED))
         assert project.projects.job(job.id).attempts == 2
+        assert project.versions[0].status is VersionStatus.REJECTED
 
 
 class TestStart:
