@@ -56,7 +56,7 @@ class TestInThread:
 
 
 class TestWarmChild:
-    def test_one_child_runs_one_job_after_another(self, environment: World, warm: ProcessExecutor) -> None:
+    def test_one_child_runs_job_after_job_until_it_dies(self, environment: World, warm: ProcessExecutor) -> None:
         reports = Reports()
         assert warm.run(HEAD, reports).endswith("promoted: first version of the project")
         assert environment.active.n_labels == 12
@@ -70,9 +70,11 @@ class TestWarmChild:
             warm.run(HEAD, Reports())
         assert pid_of(warm) == first
 
-        warm.close()
-        with pytest.raises(ProcessLookupError):
-            os.kill(first, 0)
+        os.kill(first, signal.SIGKILL)
+        warm._child.wait()  # type: ignore[union-attr]
+        with pytest.raises(JobFailed, match="there is no project 99"):
+            warm.run(replace(HEAD, project_id=99), Reports())
+        assert pid_of(warm) is None
 
     def test_killed_at_work_it_says_so_and_the_next_job_works(self, environment: World, warm: ProcessExecutor) -> None:
         def kill(_: Progress) -> None:
@@ -83,15 +85,6 @@ class TestWarmChild:
         with pytest.raises(JobFailed, match=r"was killed \(signal 9\)"):
             warm.run(HEAD, kill)
         assert pid_of(warm) is None
-        assert "promoted" in warm.run(HEAD, Reports())
-        assert environment.active.number == 1
-
-    def test_killed_while_idle_it_is_replaced(self, environment: World, warm: ProcessExecutor) -> None:
-        warm.warm_up()
-        first = warm._child
-        assert first is not None
-        first.kill()
-        first.wait()
         assert "promoted" in warm.run(HEAD, Reports())
         assert environment.active.number == 1
 
@@ -108,11 +101,6 @@ class TestWarmChild:
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
         assert environment.versions == []
-
-    @pytest.mark.usefixtures("environment")
-    def test_a_job_that_fails_says_why(self, warm: ProcessExecutor) -> None:
-        with pytest.raises(JobFailed, match="there is no project 99"):
-            warm.run(replace(HEAD, project_id=99), Reports())
 
 
 @pytest.mark.usefixtures("environment")
