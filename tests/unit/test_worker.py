@@ -272,6 +272,7 @@ class TestHouse:
         def n_syncs() -> int:
             return sum(job.kind is JobKind.SYNC for job in everything.ran)
 
+        project.label_studio.backends.clear()  # a project that is discovered is reconciled once more
         with running(make_worker(project, FakeExecutor(), everything)):
             wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
             project.clock.forward(299)
