@@ -136,8 +136,8 @@ def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tupl
 
     Ground truth wins over everything, the newest one over older ones. Without it the majority decides: for
     one class per image the class with most votes, for several each class held by more than half of the
-    annotators. A tie, or no class with a majority, goes to the newest annotation. Classes that are no
-    longer in the label config do not count.
+    annotators. A tie goes to the newest annotation among the tied, no majority for any class to the newest of
+    all. Classes that are no longer in the label config do not count.
     """
     known = set(schema.class_names)
     votes = [
@@ -156,9 +156,8 @@ def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tupl
         majority = tuple(name for name in schema.class_names if counts[name] * 2 > len(votes))
         return majority or newest
     counts = Counter(names[0] for _, names in votes)
-    ranked = counts.most_common(2)
-    tied = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
-    return newest[:1] if tied else (ranked[0][0],)
+    most = max(counts.values())
+    return next(names[:1] for _, names in reversed(votes) if counts[names[0]] == most)
 
 
 def agreed_labels(annotations: Sequence[Annotation], schema: LabelSchema) -> dict[int, tuple[str, ...]]:

@@ -56,6 +56,7 @@ def test_the_majority_decides_whatever_came_last() -> None:
 
 def test_a_tie_goes_to_the_newest() -> None:
     assert agreed_label(answers(("cat",), ("dog",)), SINGLE) == ("dog",)
+    assert agreed_label(answers(("dog",), ("dog",), ("cat",), ("cat",), ("bird",)), SINGLE) == ("cat",)
     assert agreed_label(list(reversed(answers(("cat",), ("dog",)))), SINGLE) == ("dog",)
 
 
