@@ -51,7 +51,7 @@ def exit_with_parent() -> None:
 def one_linear_algebra_thread() -> None:
     """Give numpy's linear algebra one thread in this process.
 
-    Our matrices are small, and on cores shared with others threads that wait for each other made a head fit more than
-    ten times slower (benchmarks/loop.py).
+    Our matrices are small, and on cores shared with others threads that wait for each other make a head fit many
+    times slower.
     """
     threadpool_limits(1, user_api="blas")
