@@ -93,10 +93,11 @@ class LocalArtifacts:
         pending = [self._path(prefix.rstrip("/")) if prefix else self._root]
         while pending:
             folder = pending.pop()
-            if folder != self._root and _is_published(folder):
+            entries = _entries(folder)
+            if folder != self._root and _has_file(entries):
                 found.append(folder.relative_to(self._root).as_posix())
-            elif folder.is_dir():
-                pending.extend(child for child in folder.iterdir() if child != self._scratch)
+            else:
+                pending.extend(Path(entry) for entry in entries if entry.is_dir() and Path(entry) != self._scratch)
         return sorted(found)
 
     def delete(self, key: str) -> None:
@@ -158,12 +159,21 @@ class LocalArtifacts:
 
 
 def _is_published(folder: Path) -> bool:
+    return _has_file(_entries(folder))
+
+
+def _has_file(entries: list[os.DirEntry[str]]) -> bool:
     """Tell an artifact from a folder of artifacts: only the former holds files, but for what file browsers hide."""
+    return any(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder at one look: an artifact may appear or disappear between two."""
     try:
         with os.scandir(folder) as entries:
-            return any(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return []
 
 
 def _sync_tree(folder: Path) -> None:
