@@ -62,8 +62,8 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     gradients = [cast(torch.Tensor, parameter.grad) for parameter in trained]
     # one message instead of hundreds: the time of an all-reduce of small tensors is all latency
     flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, summed in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    sums = torch.split(flat, [each.numel() for each in gradients])
+    torch._foreach_copy_(gradients, [each.view_as(own) for each, own in zip(sums, gradients, strict=True)])
 
 
 def copy_from_first_rank(module: torch.nn.Module) -> None:

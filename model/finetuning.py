@@ -244,14 +244,14 @@ def evaluate(training: Training) -> tuple[float, float] | None:
             parts = execution.in_parts(len(batch), partial(_forward, execution, model, images))
             if parts:
                 logits = torch.cat(parts)
-                counted = criterion.log_loss(logits, targets), criterion.correct(logits, targets), len(logits)
-                totals += torch.stack([torch.as_tensor(each, device=execution.device) for each in counted])
-    loss, n_correct, n_samples = sum_over_ranks(totals).tolist()
+                loss, n_correct = criterion.log_loss(logits, targets), criterion.correct(logits, targets)
+                totals += torch.stack([loss, n_correct, loss.new_full((), len(logits))])
+    summed_loss, n_right, n_samples = sum_over_ranks(totals).tolist()
     if not n_samples:
         return None
-    if not math.isfinite(loss):
-        raise TrainingDiverged(f"the validation loss is {loss}: try a lower learning rate")
-    return loss / n_samples, n_correct / n_samples
+    if not math.isfinite(summed_loss):
+        raise TrainingDiverged(f"the validation loss is {summed_loss}: try a lower learning rate")
+    return summed_loss / n_samples, n_right / n_samples
 
 
 def _run_epochs(training: Training, state_file: StateFile, started: float) -> tuple[tuple[EpochReport, ...], float]:
@@ -345,7 +345,7 @@ def _backward(training: Training, images: torch.Tensor, targets: torch.Tensor, p
     logits = _forward(training.execution, training.learner.model, images, part)
     loss: torch.Tensor = training.criterion(logits, targets[part])
     loss.backward()  # type: ignore[no-untyped-call]
-    return torch.stack([loss.detach(), loss.new_tensor(len(logits))])
+    return torch.stack([loss.detach(), loss.new_full((), len(logits))])
 
 
 def _nothing_readable(training: Training) -> str:

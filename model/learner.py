@@ -66,9 +66,9 @@ class Learner:
     def step(self, *, n_samples: torch.Tensor) -> None:
         """Take the step that the gradients of all ranks, summed over ``n_samples`` images, ask for."""
         sum_gradients(self.model.parameters())
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(n_samples.clamp(min=1))
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if gradients:  # none, when no image of the batch could be read
+            torch._foreach_div_(gradients, n_samples.clamp(min=1))
         nn.utils.clip_grad_norm_(self.model.parameters(), self._max_gradient_norm)
         self.optimizer.step()
         update_average(self.average, self.model, decay=self._average_decay, n_updates=self.n_steps)

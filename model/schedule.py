@@ -73,8 +73,10 @@ def update_average(average: nn.Module, model: nn.Module, *, decay: float, n_upda
     """
     share = 1 - min(decay, (1 + n_updates) / (10 + n_updates))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), share)
-    for buffer, newest in zip(average.buffers(), model.buffers(), strict=True):
-        buffer.copy_(newest)
+    buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+    for dtype in {old.dtype for old, _ in buffers}:  # a group of one type is one kernel on a GPU
+        old, new = zip(*((old, new) for old, new in buffers if old.dtype is dtype), strict=True)
+        torch._foreach_copy_(old, new)
 
 
 def freeze_batch_norm_statistics(model: nn.Module) -> None:

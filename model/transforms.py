@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -284,11 +285,13 @@ def _trivial_augment(image: Image.Image, generator: np.random.Generator) -> Imag
 # --- tensors -----------------------------------------------------------------------------------------------
 
 
-def normalise(pixels: NDArray[np.uint8], spec: InputSpec, device: torch.device | str = "cpu") -> torch.Tensor:
+def normalise(
+    pixels: NDArray[np.uint8] | torch.Tensor, spec: InputSpec, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Make the tensor that the network takes.
 
     Args:
-        pixels: (n, height, width, 3).
+        pixels: (n, height, width, 3), 0 to 255.
         spec: Whose mean and standard deviation to use.
         device: Where the tensor should be; the copy is asynchronous when ``pixels`` lies in pinned memory.
 
@@ -298,7 +301,19 @@ def normalise(pixels: NDArray[np.uint8], spec: InputSpec, device: torch.device |
     import torch
 
     # Without a copy: rows of RGB pixels are what torch calls channels-last.
-    images = torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
-    return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
+    images = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    scale, shift = _scale_and_shift(spec, torch.device(device))
+    return images.to(torch.float32).mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(spec: InputSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what pixels are multiplied by and what is then taken off, each (1, 3, 1, 1).
+
+    They are kept, because to send something small to a GPU is to wait for all that it has still to do.
+    """
+    import torch
+
+    with torch.inference_mode(False):
+        mean, std = torch.tensor(spec.mean).view(1, 3, 1, 1), torch.tensor(spec.std).view(1, 3, 1, 1)
+        return (1 / (255 * std)).to(device), (mean / std).to(device)
