@@ -1,4 +1,4 @@
-"""Batches of images for training and evaluation, decoded by threads ahead of the network.
+"""Batches of images for training and evaluation, decoded and copied to the device ahead of the network.
 
 Pillow gives up the interpreter lock while it decodes and resizes, so threads are enough; each random change
 of an image is seeded by epoch and row, so a run that was interrupted goes on exactly as it would have.
@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from model.transforms import InputSpec, UnreadableImage, to_pixels, training_pixels
 
 N_BATCHES_AHEAD = 3
+N_IMAGES_AHEAD_PER_THREAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The readable images of a batch, maybe none.
+    """The readable images of a batch, maybe none, on the device.
 
-    ``pixels`` (n_samples, height, width, 3) are in pinned memory where the loader was asked for it;
-    ``targets`` (n_samples, n_classes).
+    ``pixels`` uint8 (n_samples, height, width, 3); ``targets`` (n_samples, n_classes).
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: torch.Tensor
     targets: torch.Tensor
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class ImageLoader:
         spec: what the network wants to see.
         max_pixels: most pixels of an image.
         n_threads: threads that decode.
-        pinned: whether pixels go to page-locked memory, from where copies to a GPU overlap with its work.
+        device: where batches go: to a GPU as bytes, a quarter of what the network sees, while it computes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageLoader:
         *,
         max_pixels: int,
         n_threads: int,
-        pinned: bool,
+        device: torch.device,
     ) -> None:
         self.problems: dict[int, str] = {}
         """Why the image of a row could not be read; such rows are left out of later batches."""
@@ -75,7 +75,9 @@ class ImageLoader:
         self._targets = targets
         self._spec = spec
         self._max_pixels = max_pixels
-        self._pinned = pinned
+        self._n_threads = n_threads
+        self._device = device
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._decoders = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
         self._collator = ThreadPoolExecutor(1, thread_name_prefix="collate")
 
@@ -107,7 +109,9 @@ class ImageLoader:
         self, batches: Sequence[NDArray[np.int64]], decode: Callable[[int], NDArray[np.uint8]]
     ) -> Iterator[Batch]:
         waiting = iter(batches)
-        ahead: deque[Future[Batch]] = deque(self._submit(rows, decode) for rows in islice(waiting, N_BATCHES_AHEAD))
+        n_rows = max((len(rows) for rows in batches), default=0)
+        n_ahead = max(N_BATCHES_AHEAD, N_IMAGES_AHEAD_PER_THREAD * self._n_threads // max(1, n_rows))
+        ahead: deque[Future[Batch]] = deque(self._submit(rows, decode) for rows in islice(waiting, n_ahead))
         while ahead:
             batch = ahead.popleft().result()
             ahead.extend(self._submit(rows, decode) for rows in islice(waiting, 1))
@@ -125,7 +129,18 @@ class ImageLoader:
             except UnreadableImage as problem:
                 self.problems[row] = str(problem)
         side = self._spec.crop_size
-        pixels = torch.empty((len(readable), side, side, 3), dtype=torch.uint8, pin_memory=self._pinned).numpy()
-        for place, image in zip(pixels, readable.values(), strict=True):
+        pixels = torch.empty((len(readable), side, side, 3), dtype=torch.uint8, pin_memory=self._copying is not None)
+        for place, image in zip(pixels.numpy(), readable.values(), strict=True):
             place[...] = image
-        return Batch(pixels=pixels, targets=self._targets[list(readable)])
+        return self._on_device(Batch(pixels=pixels, targets=self._targets[list(readable)]))
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """Copy a batch to the GPU beside what that computes; nobody but this thread waits for it."""
+        if self._copying is None:
+            return batch
+        with torch.cuda.stream(self._copying):
+            copied = Batch(
+                pixels=batch.pixels.to(self._device, non_blocking=True), targets=batch.targets.to(self._device)
+            )
+        self._copying.synchronize()
+        return copied

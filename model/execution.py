@@ -1,8 +1,14 @@
-"""How batches are computed while training: device, precision, and in parts where memory is short."""
+"""How batches are computed while training: device, precision, and in parts where memory is short.
+
+Nothing is compiled: that took 24 to 48 seconds for each shape of a batch, and most trainings on a GPU are shorter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import structlog
 import torch
@@ -22,6 +28,29 @@ def bfloat16_trains_faster(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Make a GPU compute the same again from the same; a CPU does so in any case.
+
+    Of its kernels those are chosen that add up in a fixed order. Where an operation has none torch warns, and
+    goes on.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # cuBLAS is told in no other way to keep apart what works at the same time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - written, not read
+    memory: Any = torch.utils.deterministic  # the stubs miss its only property
+    mode, fills = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    memory.fill_uninitialized_memory = False  # takes time and helps only against reading what nobody wrote
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fills
 
 
 class Execution:
@@ -44,8 +73,11 @@ class Execution:
 
     def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""
-        images = normalise(batch.pixels, self._spec, self.device)
-        return images, batch.targets.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            for tensor in (batch.pixels, batch.targets):
+                # the loader's stream owns this memory: it must not fill it anew before ours has read it
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return normalise(batch.pixels, self._spec, self.device), batch.targets
 
     def precision(self) -> torch.autocast:
         """Return the context that forward passes belong in."""

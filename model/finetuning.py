@@ -31,7 +31,7 @@ from model.distributed import (
     rank,
     sum_over_ranks,
 )
-from model.execution import Execution
+from model.execution import Execution, reproducible
 from model.learner import Classifier, Learner
 from model.losses import Criterion, as_rows, class_weights, linear_probe, mixup
 from model.resume import EpochReport, StateFile, TrainingState, best_epoch, fingerprint
@@ -137,6 +137,7 @@ def fit(
     )
     weights = class_weights(rows[train_rows], multiple=multiple, cap=config.max_class_weight)
     with (
+        reproducible(place),
         torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
         ImageLoader(
             sources,
@@ -144,7 +145,7 @@ def fit(
             backbone.input_spec,
             max_pixels=max_pixels,
             n_threads=torch.get_num_threads(),
-            pinned=place.type == "cuda",
+            device=place,
         ) as loader,
     ):
         training = Training(
@@ -181,7 +182,7 @@ def fit_head(training: Training) -> float:
             images, _ = execution.tensors(batch)
             parts = execution.in_parts(len(batch), partial(_forward, execution, network.features, images))
             features += [part.cpu() for part in parts]
-            targets.append(batch.targets)
+            targets.append(batch.targets.cpu())
     all_features = torch.cat(gather(torch.cat(features))).to(execution.device)
     all_targets = torch.cat(gather(torch.cat(targets))).to(execution.device)
     if not len(all_features):
