@@ -52,6 +52,9 @@ class ProjectStore(Protocol):
         of its own above one million.
         """
 
+    def find(self, identity: ProjectIdentity) -> Project | None:
+        """Return the project that ``resolve`` would return without having to store anything, if there is one."""
+
     def get(self, project_id: int) -> Project:
         """Return a project.
 
@@ -246,6 +249,9 @@ class Database(Protocol):
 
     def snapshot(self) -> AbstractContextManager[Stores]:
         """Open a consistent view for reading; writing in it is an error."""
+
+    def revision(self) -> str:
+        """Return a mark of the state, cheap to ask for: while it stays the same, nobody has committed anything."""
 
 
 class FeatureStore(Protocol):

@@ -96,20 +96,18 @@ class Embedding:
     ) -> list[NDArray[np.float16] | str]:
         """Return for each task its feature row, shape (n_features,), or the reason why there is none.
 
-        Known images are looked up; the others are fetched and embedded until ``deadline_s`` on the monotonic clock.
+        Of a task whose image is known its digest is given: its features are looked up. Other images are fetched and
+        embedded until ``deadline_s`` on the monotonic clock.
 
         Raises:
             EmbedderUnavailable: the embedding process is not up.
             ImageUnavailable: no image of a whole batch could be reached: their host seems to be down.
         """
-        with self._database.snapshot() as stores:
-            known = {task.id: task for task in stores.tasks.get(project.id, [task.id for task in tasks])}
-        image_digests = [self._known_digest(task, known.get(task.id)) for task in tasks]
         answers: list[NDArray[np.float16] | str] = ["its image is not embedded yet" for _ in tasks]
-        found = self._look_up(digest, image_digests)
+        found = self._look_up(digest, [task.image_digest for task in tasks])
         missing = []
         for index, task in enumerate(tasks):
-            row = found.get(image_digests[index] or "")
+            row = found.get(task.image_digest or "")
             if row is not None:
                 answers[index] = row
             elif task.image_url is None:
@@ -223,10 +221,6 @@ class Embedding:
                 )
             )
         return settled
-
-    def _known_digest(self, task: Task, known: Task | None) -> str | None:
-        """Return the digest of the task's image, unless the task now shows another image than the one stored."""
-        return known.image_digest if known and known.image_url == task.image_url else None
 
     def _look_up(self, digest: str, image_digests: Sequence[str | None]) -> dict[str, NDArray[np.float16]]:
         wanted = sorted({image_digest for image_digest in image_digests if image_digest})

@@ -7,6 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,7 +25,7 @@ from backend.domain import (
     Task,
 )
 from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
-from backend.ports import ArtifactStore, Clock, Database, Embedder
+from backend.ports import ArtifactStore, Clock, Database, Embedder, Stores
 from backend.promotion import version_key
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, load_predictor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 N_LOADED_VERSIONS = 16
+N_KEPT_RESULTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +48,54 @@ class Answer:
     results: tuple[Suggestion | NoSuggestion, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request for suggestions, and the minute it came in."""
+
+    snapshot: ProjectSnapshot
+    tasks: tuple[Task, ...]
+    minute: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What answers a question: the project, its active version, and the tasks with what is known of their images."""
+
+    project: Project
+    active: ModelVersion | None
+    tasks: tuple[Task, ...]
+
+
+class KeptAnswers:
+    """Answers since the state last changed: until it changes again, the same question has the same answer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._revision = ""
+        self._answers: dict[Question, Answer] = {}
+        self._n_results = 0
+
+    def find(self, revision: str, question: Question) -> Answer | None:
+        """Return what was answered while the state had this revision, if anything."""
+        with self._lock:
+            return self._answers.get(question) if revision == self._revision else None
+
+    def keep(self, revision: str, question: Question, answer: Answer) -> None:
+        """Remember an answer given when the state had this revision, or a later one."""
+        with self._lock:
+            if revision != self._revision or self._n_results >= N_KEPT_RESULTS:
+                self._revision, self._answers, self._n_results = revision, {}, 0
+            self._answers[question] = answer
+            self._n_results += len(answer.results)
+
+
 class FeatureSource(Protocol):
     """Features of tasks, looked up or made on the spot."""
 
     def features_of(
         self, project: Project, tasks: Sequence[Task], digest: str, deadline_s: float
     ) -> list[NDArray[np.float16] | str]:
-        """Return for each task its feature row, or the reason why there is none."""
+        """Return for each task, with what is known of its image, its feature row, or the reason why there is none."""
 
 
 class Prediction:
@@ -76,20 +119,32 @@ class Prediction:
         self._timeout_s = timeout_s
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
+        self._kept = KeptAnswers()
 
     def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
-        """Return one suggestion, or the reason for none, per task and in the same order."""
+        """Return one suggestion, or the reason for none, per task and in the same order.
+
+        A full answer is given again while the database is as it was; a refusal may depend on more than that.
+        """
         deadline_s = time.monotonic() + self._timeout_s
-        project, active = self._note_request(snapshot, tasks)
-        results = self._results(project, active, tasks, deadline_s)
+        minute = self._clock.now().replace(second=0, microsecond=0)
+        question = Question(snapshot=snapshot, tasks=tuple(tasks), minute=minute)
+        revision = self._database.revision()
+        kept = self._kept.find(revision, question)
+        if kept is not None:
+            return kept
+        known = self._look_up(question)
+        results = self._results(known, deadline_s)
+        answer = Answer(schema=known.project.schema, results=tuple(results))
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():
-            log.info("no suggestion", project=project.id, n_tasks=n_tasks, reason=reason)
-        return Answer(schema=project.schema, results=tuple(results))
+            log.info("no suggestion", project=known.project.id, n_tasks=n_tasks, reason=reason)
+        if not refused:
+            self._kept.keep(revision, question, answer)
+        return answer
 
-    def _results(
-        self, project: Project, active: ModelVersion | None, tasks: Sequence[Task], deadline_s: float
-    ) -> list[Suggestion | NoSuggestion]:
+    def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
+        project, active, tasks = known.project, known.active, known.tasks
         problem = None
         if project.schema is None:
             problem = project.label_config.problem or "the project's label config is not known yet"
@@ -174,16 +229,47 @@ class Prediction:
         except (CorruptCheckpoint, NotFound) as error:
             raise CheckpointCorrupt(f"{version.name} cannot be used: {error}; train again or roll back") from error
 
-    def _note_request(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> tuple[Project, ModelVersion | None]:
-        """Make tasks known that no event told of, and return the project with its active version."""
+    def _look_up(self, question: Question) -> Known:
+        """Return what answers the question, after storing what it tells that was not known: mostly nothing."""
+        with self._database.snapshot() as stores:
+            project = stores.projects.find(question.snapshot.identity)
+            if project is not None and _told(project, question) == project:
+                tasks, news = _merge(stores, project, question)
+                if not news:
+                    return Known(project=project, active=stores.versions.active(project.id), tasks=tasks)
         with self._database.transaction() as stores:
-            project = stores.projects.resolve(snapshot.identity)
-            changed = replace(project, predict_at=self._clock.now())
-            if snapshot.label_config and snapshot.label_config != project.label_config:
-                changed = replace(changed, label_config=snapshot.label_config)
+            project = stores.projects.resolve(question.snapshot.identity)
+            told = _told(project, question)
+            if told.label_config != project.label_config:
                 self._scheduler.soon(stores, project.id, JobKind.SYNC)
                 self._scheduler.soon(stores, project.id, JobKind.HEAD)
-            stores.projects.save(changed)
-            if stores.tasks.upsert(project.id, [task for task in tasks if task.image_url]):
+            if told != project:
+                stores.projects.save(told)
+            tasks, news = _merge(stores, project, question)
+            if news and stores.tasks.upsert(project.id, news):
                 self._scheduler.soon(stores, project.id, JobKind.EMBED)
-            return changed, stores.versions.active(project.id)
+            return Known(project=told, active=stores.versions.active(project.id), tasks=tasks)
+
+
+def _told(project: Project, question: Question) -> Project:
+    """Return the project with what the question tells about it: its label config, and that somebody asks."""
+    return replace(
+        project,
+        label_config=question.snapshot.label_config or project.label_config,
+        predict_at=max(question.minute, project.predict_at or question.minute),
+    )
+
+
+def _merge(stores: Stores, project: Project, question: Question) -> tuple[tuple[Task, ...], list[Task]]:
+    """Return the tasks asked for with what is known of their images, and those whose image is not known at all."""
+    stored = {task.id: task for task in stores.tasks.get(project.id, [task.id for task in question.tasks])}
+    merged = []
+    news = []
+    for task in question.tasks:
+        known = stored.get(task.id)
+        # another image than the stored one: nothing is known of it
+        is_known = known is not None and known.image_url == task.image_url
+        merged.append(known if known is not None and is_known else task)
+        if task.image_url and not is_known:
+            news.append(task)
+    return tuple(merged), news

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from backend.adapters.database.tables import project_table
 from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
@@ -22,18 +22,23 @@ class SqlProjectStore:
 
     def resolve(self, identity: ProjectIdentity) -> Project:
         """Return the project with this identity; make it when it was never seen, which takes a write transaction."""
-        same_id = select(project_table).where(project_table.c.label_studio_id == identity.label_studio_id)
-        newest_first = same_id.order_by(project_table.c.created_stamp.desc())
-        for known in [_project(row) for row in self._connection.execute(newest_first)]:
-            if known.identity == identity or identity.created_stamp == UNKNOWN_STAMP:
-                return known
-            if known.identity.created_stamp == UNKNOWN_STAMP:
-                identified = replace(known, identity=identity)
+        known = self.find(identity)
+        if known is not None:
+            return known
+        for unidentified in self._with_same_id(identity):
+            if unidentified.identity.created_stamp == UNKNOWN_STAMP:
+                identified = replace(unidentified, identity=identity)
                 self.save(identified)
                 return identified
         made = Project(id=self._free_id(identity.label_studio_id), identity=identity)
         self._connection.execute(insert(project_table).values(**_columns(made), last_version_number=0))
         return made
+
+    def find(self, identity: ProjectIdentity) -> Project | None:
+        """Return the project that ``resolve`` would return without having to store anything, if there is one."""
+        is_newest_meant = identity.created_stamp == UNKNOWN_STAMP
+        same_id = self._with_same_id(identity)
+        return next((known for known in same_id if is_newest_meant or known.identity == identity), None)
 
     def get(self, project_id: int) -> Project:
         """Return a project.
@@ -60,12 +65,24 @@ class SqlProjectStore:
         if self._connection.execute(statement).rowcount == 0:
             raise _unknown(project.id)
 
+    def _with_same_id(self, identity: ProjectIdentity) -> list[Project]:
+        rows = self._connection.execute(_NEWEST_WITH_SAME_ID, {"label_studio_id": identity.label_studio_id})
+        return [_project(row) for row in rows]
+
     def _free_id(self, label_studio_id: int) -> int:
         taken = self._connection.scalar(select(project_table.c.id).where(project_table.c.id == label_studio_id))
         if taken is None:
             return label_studio_id
         highest = self._connection.scalar(select(func.max(project_table.c.id))) or 0
         return max(FIRST_OWN_ID, highest + 1)
+
+
+# Every request for suggestions reads it: to put a statement together takes longer than to execute it.
+_NEWEST_WITH_SAME_ID = (
+    select(project_table)
+    .where(project_table.c.label_studio_id == bindparam("label_studio_id"))
+    .order_by(project_table.c.created_stamp.desc())
+)
 
 
 def _unknown(project_id: int) -> NotFound:

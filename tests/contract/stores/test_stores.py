@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from backend.domain import (
+    UNKNOWN_STAMP,
     Annotation,
     LabelConfig,
     LabelSchema,
@@ -88,6 +89,19 @@ class TestProjects:
             third = stores.projects.resolve(ProjectIdentity(label_studio_id=5, created_stamp=1_700_000_002))
             assert [second.id, third.id] == [1_000_001, 1_000_002]
             assert [each.id for each in stores.projects.all()] == [project.id, second.id, third.id]
+
+    def test_what_resolve_would_return_can_be_found_in_a_snapshot(self, database: Database, project: Project) -> None:
+        without_stamp = ProjectIdentity(label_studio_id=6, created_stamp=UNKNOWN_STAMP)
+        with database.transaction() as stores:
+            newer = stores.projects.resolve(ProjectIdentity(label_studio_id=5, created_stamp=1_700_000_001))
+            unidentified = stores.projects.resolve(without_stamp)
+        with database.snapshot() as stores:
+            find = stores.projects.find
+            assert find(project.identity) == project
+            assert find(ProjectIdentity(label_studio_id=5, created_stamp=UNKNOWN_STAMP)) == newer
+            assert find(without_stamp) == unidentified
+            assert find(ProjectIdentity(label_studio_id=6, created_stamp=1)) is None
+            assert find(ProjectIdentity(label_studio_id=7, created_stamp=UNKNOWN_STAMP)) is None
 
     def test_every_field_comes_back_as_it_was_saved(self, database: Database, project: Project) -> None:
         schema = LabelSchema(

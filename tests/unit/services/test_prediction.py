@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from backend.domain import JobKind, LabelConfig, NoSuggestion, Suggestion, Task
+from backend.adapters.database import SqlDatabase
+from backend.domain import JobKind, LabelConfig, NoSuggestion, Suggestion, Task, TasksDeleted
 from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound
 from backend.promotion import version_key
 from backend.services.prediction import Answer
@@ -63,6 +65,13 @@ class TestSuggestions:
         assert isinstance(result, Suggestion)
         assert result.version == second.name
 
+    def test_a_task_that_shows_another_image_now_does_not_get_the_old_suggestion(self, world: World) -> None:
+        world.learn(pets(12))
+        result = world.predict(make_task(2, "dog")).results[0]
+        assert isinstance(result, Suggestion)
+        assert result.class_names == ("dog",)
+        assert world.tasks[2].image_url == image_url("dog", 2)
+
     def test_many_requests_at_once(self, world: World) -> None:
         """Label Studio asks twice for the same task when somebody opens it."""
         world.learn(pets(12))
@@ -86,6 +95,67 @@ class TestSuggestions:
         assert world.queued(JobKind.SYNC) is not None
         assert world.queued(JobKind.HEAD) is not None
         assert [result.class_names for result in answer.results if isinstance(result, Suggestion)] == [("dog",)] * 2
+
+
+class TestKnownQuestions:
+    """Questions that tell nothing new only read, and the same one is answered once until something changes."""
+
+    def test_they_write_nothing(self, world: World) -> None:
+        world.learn(pets(12))
+        world.predict(make_task(2))
+        before = world.database.revision()
+        assert reasons(world.predict(make_task(2), make_task(4))) == []
+        assert world.database.revision() == before
+
+    def test_the_same_one_has_the_same_answer(self, world: World) -> None:
+        world.learn(pets(12))
+        world.predict(make_task(2))
+        assert world.predict(make_task(2)) is world.predict(make_task(2))
+
+    def test_a_rollback_in_another_process_shows_at_once(self, world: World) -> None:
+        first, second = world.learn(pets(8)), world.learn(pets(8, start=9))
+        elsewhere = SqlDatabase(f"sqlite:///{world.folder / 'tandem.sqlite3'}")
+        for active in (second, first, second):
+            with elsewhere.transaction() as stores:
+                stores.versions.activate(PROJECT, active.name, "tested")
+            for _ in range(2):
+                result = world.predict(make_task(2)).results[0]
+                assert isinstance(result, Suggestion)
+                assert result.version == active.name
+        elsewhere.close()
+
+    def test_a_task_deleted_meanwhile_becomes_known_again(self, world: World) -> None:
+        world.learn(pets(12))
+        world.predict(make_task(2))
+        world.ingestion.handle(TasksDeleted(project=world.snapshot, task_ids=(2,)))
+        assert 2 not in world.tasks
+        assert reasons(world.predict(make_task(2))) == []
+        assert 2 in world.tasks
+
+    def test_a_refusal_is_not_kept(self, world: World) -> None:
+        world.learn(pets(12))
+        world.predict(make_task(20))
+        world.embedder.down = True
+        assert len(reasons(world.predict(make_task(21)))) == 1
+        world.embedder.down = False
+        assert reasons(world.predict(make_task(21))) == []
+
+    def test_when_somebody_last_asked_is_known_to_the_minute(self, world: World) -> None:
+        world.learn(pets(12))
+        for seconds, minutes in ((30, 0), (45, 1), (10, 1)):
+            world.clock.forward(seconds)
+            world.predict(make_task(2))
+            assert world.project.predict_at == NOON + timedelta(minutes=minutes)
+
+    def test_the_oldest_answers_make_room(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("backend.services.prediction.N_KEPT_RESULTS", 2)
+        world.learn(pets(12))
+        world.predict(make_task(2))
+        first = world.predict(make_task(2))
+        for task_id in (4, 6, 8):
+            assert world.predict(make_task(task_id)) is world.predict(make_task(task_id))
+        assert world.predict(make_task(2)) == first
+        assert world.predict(make_task(2)) is not first
 
 
 class TestNoSuggestions:
