@@ -76,7 +76,7 @@ def backbone_names() -> list[str]:
     return names
 
 
-def load_backbone(name: str, weights: str | Path = "auto", *, seed: int = 0) -> Backbone:
+def load_backbone(name: str, weights: str | Path = "auto", *, n_views: int = 1, seed: int = 0) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -84,6 +84,7 @@ def load_backbone(name: str, weights: str | Path = "auto", *, seed: int = 0) -> 
         weights: ``auto`` for torchvision's own, from its cache or its server (see ``choose_weights``), which falls
             back to an untrained network when they cannot be had; ``none`` for an untrained one; or a state dict
             in torchvision's layout, ``.safetensors`` or else what ``torch.save`` wrote.
+        n_views: How many views of an image its features are the mean of, see ``InputSpec``.
         seed: What an untrained network is drawn from: the same seed gives the same digest.
 
     Raises:
@@ -91,7 +92,7 @@ def load_backbone(name: str, weights: str | Path = "auto", *, seed: int = 0) -> 
         WrongWeights: the file is missing, no state dict, or that of another architecture.
     """
     published = choose_weights(name)
-    spec = InputSpec.from_preset(published.transforms())
+    spec = InputSpec.from_preset(published.transforms(), n_views=n_views)
     network = _build(name, spec, seed)
     untrained = FeatureNetwork(network, spec.crop_size, shallow=True).eval()
     if weights == "none":

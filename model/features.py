@@ -21,7 +21,7 @@ from torch import nn
 
 from model.backbones import Backbone
 from model.blocks import FeatureNetwork
-from model.transforms import InputSpec, UnreadableImage, normalise, to_pixels
+from model.transforms import InputSpec, UnreadableImage, normalise, to_views
 
 _log = structlog.get_logger()
 
@@ -61,6 +61,8 @@ def choose_device(wish: str) -> str:
 class Engine:
     """A backbone made ready to embed on one device: channels-last, and in bfloat16 where that is fast.
 
+    The features of an image are the mean of those of its views.
+
     Of an image's features bfloat16 changes about one per cent of their spread; weights and digest of the backbone
     stay as they are. ``embed`` may be called from several threads.
     """
@@ -68,7 +70,7 @@ class Engine:
     def __init__(self, backbone: Backbone, device: str = "cpu") -> None:
         self.backbone = backbone
         self.device = device
-        self.batch_size = _CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE
+        self.batch_size = (_CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE) // backbone.input_spec.n_views
         self._bfloat16 = bfloat16_pays(device)
         self._network = _prepared(backbone.network, device, bfloat16=self._bfloat16)
 
@@ -126,11 +128,13 @@ class Engine:
         return np.concatenate([self._features(batch[:half]), self._features(batch[half:])])
 
     def _forward(self, batch: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
-        shape = (len(batch), *batch[0].shape)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device == "cuda").numpy()
-        np.stack(batch, out=pixels)
+        """Return the features of images, each given as its views, (n_views, height, width, 3): the mean over views."""
+        n_views, *shape = batch[0].shape
+        pixels = torch.empty((len(batch) * n_views, *shape), dtype=torch.uint8, pin_memory=self.device == "cuda")
+        np.concatenate(batch, out=pixels.numpy())
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self._bfloat16):
             features = self._network(normalise(pixels, self.backbone.input_spec, self.device))
+            features = features.float().unflatten(0, (len(batch), n_views)).mean(dim=1)
             features = features.nan_to_num(nan=0.0).clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
             array: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
         return array
@@ -161,7 +165,7 @@ def _prepared(network: FeatureNetwork, device: str, *, bfloat16: bool) -> Featur
 
 def _decode(source: Path | bytes, *, spec: InputSpec, max_pixels: int) -> Decoded:
     try:
-        return to_pixels(source, spec, max_pixels=max_pixels)
+        return to_views(source, spec, max_pixels=max_pixels)
     except UnreadableImage as problem:
         return problem
 

@@ -87,7 +87,8 @@ class InputSpec:
 
     The shorter side is resized to ``resize_size`` pixels, the centre square of ``crop_size`` cut out;
     ``mean`` and ``std`` are per channel (red, green, blue) on a scale of 0 to 1; ``interpolation`` is
-    ``bilinear`` or ``bicubic``.
+    ``bilinear`` or ``bicubic``. ``n_views`` is 1 for the centre alone, and 2 to see also the whole image, squeezed
+    into the square: what is large in the centre and what is at the rim both count then.
     """
 
     resize_size: int
@@ -95,9 +96,15 @@ class InputSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str
+    n_views: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of views that there are not."""
+        if self.n_views not in (1, 2):
+            raise ValueError(f"{self.n_views} views: an image can be seen in 1 (its centre) or 2 (and the whole)")
 
     @classmethod
-    def from_preset(cls, preset: Preset) -> InputSpec:
+    def from_preset(cls, preset: Preset, *, n_views: int = 1) -> InputSpec:
         """Take it from the ``transforms()`` of torchvision weights."""
         return cls(
             resize_size=preset.resize_size[0],
@@ -105,6 +112,7 @@ class InputSpec:
             mean=cast(tuple[float, float, float], tuple(preset.mean)),
             std=cast(tuple[float, float, float], tuple(preset.std)),
             interpolation=preset.interpolation.value,
+            n_views=n_views,
         )
 
     @property
@@ -196,7 +204,26 @@ def to_pixels(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDAr
     Raises:
         UnreadableImage: see ``read_image``.
     """
+    return _central_pixels(read_image(source, min_side=spec.resize_size, max_pixels=max_pixels), spec)
+
+
+def to_views(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image and return all that the network looks at: its centre, then the whole where the spec says so.
+
+    Returns:
+        Pixels (n_views, crop_size, crop_size, 3): view, height, width, RGB.
+
+    Raises:
+        UnreadableImage: see ``read_image``.
+    """
     image = read_image(source, min_side=spec.resize_size, max_pixels=max_pixels)
+    views = [_central_pixels(image, spec)]
+    if spec.n_views > 1:
+        views.append(np.asarray(image.resize((spec.crop_size, spec.crop_size), spec.resampling)))
+    return np.stack(views)
+
+
+def _central_pixels(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     shorter = min(image.size)
     left, right = _centre(image.width, shorter, spec)
     top, bottom = _centre(image.height, shorter, spec)
