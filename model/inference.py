@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.conformal import Conformal
 from model.head import AnyFloats, FloatArray, Head
 from model.logits import calibrated
 
@@ -28,8 +29,8 @@ class Predictor:
     """A learned head with what makes its logits probabilities and its probabilities decisions.
 
     ``thresholds`` has one probability per class, from which on the class is suggested, where an image may have
-    several classes (``multiple``), and is ``None`` otherwise. ``backbone_digest`` names the backbone whose features
-    it needs; empty until the predictor is saved.
+    several classes (``multiple``), and is ``None`` otherwise. ``conformal`` has the thresholds of prediction sets.
+    ``backbone_digest`` names the backbone whose features it needs; empty until the predictor is saved.
     """
 
     class_names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Predictor:
     head: Head
     temperature: float
     thresholds: tuple[float, ...] | None = None
+    conformal: Conformal = Conformal()
     backbone_digest: str = ""
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class Predictor:
             raise ValueError(f"several classes per image need a threshold for each of the {n_classes} classes")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"a temperature is above zero, not {self.temperature}")
+        if len(self.conformal.possible_from) not in (1, n_classes):
+            raise ValueError(f"{len(self.conformal.possible_from)} thresholds of sets do not fit {n_classes} classes")
 
     def predict_proba(self, features: AnyFloats) -> FloatArray:
         """Return calibrated probabilities, (n, k), of feature rows, (n, d).
@@ -55,6 +59,10 @@ class Predictor:
         Rows sum to 1 unless ``multiple``; then each class's probability stands by itself.
         """
         return calibrated(self.head.logits(features), self.temperature, multiple=self.multiple)
+
+    def prediction_sets(self, features: AnyFloats) -> NDArray[np.bool_]:
+        """Return which classes each image may have, (n, k), by feature rows, (n, d): see ``model.conformal``."""
+        return self.conformal.prediction_set(self.predict_proba(features))
 
     def suggest(self, features: AnyFloats, allowed: Sequence[str] | None = None) -> list[Suggested]:
         """Return a suggestion for each feature row, (n, d).

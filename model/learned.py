@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.conformal import ConformalReport
 from model.evaluation import Report
 from model.head import FloatArray
 from model.inference import Predictor
@@ -25,12 +26,14 @@ class Learned:
     """A predictor, and how it does on images it was not fitted on.
 
     ``uncalibrated`` and ``calibrated`` are reports on the same out-of-fold predictions, before and after
-    temperature scaling. ``method`` names how the head was fitted.
+    temperature scaling; ``conformal`` is on prediction sets of the calibrated ones. ``method`` names how the head was
+    fitted.
     """
 
     predictor: Predictor
     method: str
     uncalibrated: Report
     calibrated: Report
+    conformal: ConformalReport
     out_of_fold: OutOfFold
     seconds: float

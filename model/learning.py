@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from model.calibration import final_temperature, fit_temperature
 from model.classifiers import fit_multi_label, fit_single_label
+from model.conformal import cross_fitted_report, fit_conformal
 from model.discriminant import moments_of
 from model.evaluation import Targets, evaluate, log_losses
 from model.head import AnyFloats, FloatArray
@@ -124,12 +125,14 @@ def learn(
         head=preprocessing.head(linear_map.weight, linear_map.bias),
         temperature=temperature,
         thresholds=thresholds,
+        conformal=fit_conformal(probabilities, targets),
     )
     return Learned(
         predictor=predictor,
         method=method,
         uncalibrated=evaluate(calibrated(chosen, 1.0, multiple=multiple), targets, multiple=multiple),
         calibrated=evaluate(probabilities, targets, multiple=multiple, thresholds=thresholds),
+        conformal=cross_fitted_report(probabilities, targets, folds),
         out_of_fold=OutOfFold(digests=tuple(examples.digests[index] for index in judged), probabilities=probabilities),
         seconds=time.perf_counter() - started_s,
     )

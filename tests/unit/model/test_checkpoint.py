@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.checkpoint import CorruptCheckpoint, load_out_of_fold, load_predictor, save_checkpoint
+from model.conformal import ConformalReport
 from model.evaluation import evaluate
 from model.head import Head
 from model.inference import Predictor
@@ -33,6 +34,7 @@ def make_learned(*, multiple: bool = False) -> Learned:
         method="pool",
         uncalibrated=report,
         calibrated=replace(report, ece=0.01),
+        conformal=ConformalReport(n=4, coverage=1.0, mean_size=1.5, share_decided=0.5),
         out_of_fold=OutOfFold(digests=("a", "b", "c", "d"), probabilities=probabilities),
         seconds=0.5,
     )
