@@ -36,7 +36,7 @@ Targets = NDArray[np.integer[Any]] | NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conformal:
-    """Thresholds of probability, from 0 to 1; without arguments those of who knows nothing yet.
+    """Thresholds of probability, from 0 to 1; without arguments nothing is ruled out.
 
     ``possible_from`` is the lowest probability of a class that is possible, one for all classes or one for each.
     ``certain_above``, for several classes per image, is what a class's probability must exceed to be certain; with
@@ -73,6 +73,9 @@ class Conformal:
         else:
             sure = probabilities > np.asarray(self.certain_above)
         return possible & sure
+
+
+NOTHING_RULED_OUT = Conformal()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

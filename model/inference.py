@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conformal import Conformal
+from model.conformal import NOTHING_RULED_OUT, Conformal
 from model.head import AnyFloats, FloatArray, Head
 from model.logits import calibrated
 
@@ -38,7 +38,7 @@ class Predictor:
     head: Head
     temperature: float
     thresholds: tuple[float, ...] | None = None
-    conformal: Conformal = Conformal()
+    conformal: Conformal = NOTHING_RULED_OUT
     backbone_digest: str = ""
 
     def __post_init__(self) -> None:
