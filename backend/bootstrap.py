@@ -184,6 +184,7 @@ class Container:
             FineTuningSettings(
                 backbone=self.settings.backbone,
                 weights=self.settings.weights,
+                image_views=self.settings.image_views,
                 device=self.settings.device,
                 image_timeout_s=self.settings.image_timeout_s,
                 max_image_pixels=self.settings.max_image_pixels,

@@ -186,6 +186,7 @@ def fit(
     folder_settings = FolderSettings(
         backbone=settings.backbone,
         weights=settings.weights,
+        image_views=settings.image_views,
         device=settings.device,
         finetune_min_labels=settings.finetune_min_labels,
         max_image_pixels=settings.max_image_pixels,

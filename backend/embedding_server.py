@@ -52,7 +52,7 @@ class EmbeddingServer:
         self._max_pixels = settings.max_image_pixels
         self._device = choose_device(settings.device)
         weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
-        backbone = load_backbone(settings.backbone, weights)
+        backbone = load_backbone(settings.backbone, weights, n_views=settings.image_views)
         self.base_digest = backbone.digest
         self.note = backbone.note
         self._base = Engine(backbone, self._device)

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     weights: str = Field(
         "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
     )
+    image_views: int = Field(
+        2, ge=1, le=2, description="2: an image's centre and the whole of it; 1: the centre only, embedded twice as fast"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the backbone runs")
     train_min_labels: int = Field(4, ge=2, description="Labels before the first version")
     train_quiet_s: float = Field(1.0, ge=0, description="Seconds without a new label before a training starts")

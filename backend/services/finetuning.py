@@ -40,6 +40,7 @@ class FineTuningSettings:
 
     backbone: str
     weights: str
+    image_views: int
     device: str
     image_timeout_s: float
     max_image_pixels: int
@@ -96,7 +97,11 @@ class FineTuning:
     def _fit(self, training_set: TrainingSet, paths: Sequence[Path], report: ReportProgress) -> Backbone:
         folds = np.array([fold_of(image.image_digest) for image in training_set.labelled])
         weights = self._settings.weights
-        backbone = load_backbone(self._settings.backbone, weights if weights in ("auto", "none") else Path(weights))
+        backbone = load_backbone(
+            self._settings.backbone,
+            weights if weights in ("auto", "none") else Path(weights),
+            n_views=self._settings.image_views,
+        )
         n_training = int((folds > EARLY_STOPPING_FOLD).sum())
         n_classes = len(training_set.schema.class_names)
         try:

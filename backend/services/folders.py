@@ -38,6 +38,7 @@ class FolderSettings:
 
     backbone: str
     weights: str
+    image_views: int
     device: str
     finetune_min_labels: int
     max_image_pixels: int
@@ -139,7 +140,7 @@ def fit_folder(
     if not test.paths:
         raise TrainingImpossible("no image is left to measure on: give a test folder, or more images")
     weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
-    backbone = load_backbone(settings.backbone, weights, seed=settings.seed)
+    backbone = load_backbone(settings.backbone, weights, n_views=settings.image_views, seed=settings.seed)
     contest = Contest(train=train, pool=pool, test=test, settings=settings, on_progress=on_progress)
     best = contest.enter(backbone, VersionKind.HEAD)
     embed_s, head_s, finetune_s = best.embed_s, best.head_s, 0.0

@@ -50,6 +50,7 @@ def service(world: World, resume_folder: Path) -> FineTuning:
     settings = FineTuningSettings(
         backbone="resnet18",
         weights="none",
+        image_views=1,
         device="cpu",
         image_timeout_s=1,
         max_image_pixels=10_000,

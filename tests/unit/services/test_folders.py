@@ -11,7 +11,7 @@ from backend.services.folders import FolderSettings, fit_folder, image_files, re
 from tests.factories import make_schema
 
 SETTINGS = FolderSettings(
-    backbone="resnet18", weights="none", device="cpu", finetune_min_labels=200, max_image_pixels=10_000
+    backbone="resnet18", weights="none", image_views=1, device="cpu", finetune_min_labels=200, max_image_pixels=10_000
 )
 
 
