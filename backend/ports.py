@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -279,6 +279,21 @@ class FeatureStore(Protocol):
 
     def read(self, backbone_digest: str, image_digests: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """Return the rows found, (n_found, n_features) in the order asked, and which were found, (n_images,)."""
+
+    def holds(self, backbone_digest: str, image_digests: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell which images have a row, (n_images,); what ``read`` would find, without reading it."""
+
+    def count(self, backbone_digest: str) -> int:
+        """Return the number of rows of this backbone."""
+
+    def backbones(self) -> list[str]:
+        """Return the digests of the backbones that something is stored for, sorted."""
+
+    def compact(self, backbone_digest: str, keep: Collection[str]) -> int:
+        """Remove the rows of all images but these and of those appended meanwhile; return how many were removed."""
+
+    def delete(self, backbone_digest: str) -> None:
+        """Remove all rows of a backbone; nothing happens when there are none."""
 
 
 class ArtifactStore(Protocol):

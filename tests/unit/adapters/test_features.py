@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import time
@@ -17,32 +16,7 @@ from hypothesis import strategies as st
 
 from backend.adapters.features import FeatureFiles
 from backend.errors import ConfigurationError, NotFound
-
-BACKBONE = "0123abcd"
-N_FEATURES = 5
-BLOCK_SIZES = (2, 3)
-
-
-def digests(names) -> list[str]:
-    return [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
-
-
-def rows(names) -> np.ndarray:
-    """Return rows that tell which image they belong to."""
-    return np.array([[name, name // 7, 1, -name, 0.5] for name in names], np.float16).reshape(-1, N_FEATURES)
-
-
-def append(store: FeatureFiles, names) -> None:
-    store.append(BACKBONE, digests(names), rows(names), block_sizes=BLOCK_SIZES)
-
-
-def assert_holds(store: FeatureFiles, present, absent=()) -> None:
-    names, stored = [*present, *absent], set(present)
-    order = np.random.default_rng(0).permutation(len(names))
-    names = [names[index] for index in order]
-    features, found = store.read(BACKBONE, digests(names))
-    assert found.tolist() == [name in stored for name in names]
-    np.testing.assert_array_equal(features, rows([name for name in names if name in stored]))
+from tests.numbered_rows import BACKBONE, BLOCK_SIZES, N_FEATURES, append, assert_holds, data_files, digests, rows
 
 
 def test_rows_are_read_in_the_order_asked_with_gaps_and_repeats(tmp_path):
@@ -74,7 +48,8 @@ def test_a_stored_row_stays_as_it_is(tmp_path):
     append(store, [1, 2])
     store.append(BACKBONE, digests([2, 3, 3]), rows([50, 3, 60]), block_sizes=BLOCK_SIZES)
     assert_holds(store, [1, 2, 3])
-    assert (tmp_path / BACKBONE / "keys.bin").stat().st_size == 3 * 32
+    assert store.count(BACKBONE) == 3
+    assert data_files(tmp_path)["keys"].stat().st_size == 3 * 32
 
 
 def test_backbones_do_not_mix(tmp_path):
@@ -141,7 +116,7 @@ def test_block_sizes_are_kept(tmp_path):
 def test_malformed_rows_and_digests_are_refused(tmp_path, keys, features):
     with pytest.raises(ValueError, match=r"float16|SHA-256|non-hexadecimal"):
         FeatureFiles(tmp_path).append(BACKBONE, keys, features, block_sizes=(4,))
-    assert not list(tmp_path.rglob("keys.bin"))
+    assert not list(tmp_path.rglob("keys*"))
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a\n"])
@@ -150,9 +125,24 @@ def test_a_backbone_digest_cannot_leave_the_folder(tmp_path, name):
         FeatureFiles(tmp_path).read(name, [])
 
 
+def test_files_of_the_first_format_are_read_and_appended_to(tmp_path):
+    folder = tmp_path / BACKBONE
+    folder.mkdir()
+    (folder / "features.json").write_text('{"format_version": 1, "block_sizes": [2, 3]}')
+    (folder / "rows.f16").write_bytes(rows(range(10)).tobytes())
+    (folder / "keys.bin").write_bytes(bytes.fromhex("".join(digests(range(10)))))
+    store = FeatureFiles(tmp_path)
+    assert_holds(store, range(10), absent=[10])
+    append(store, range(5, 15))
+    assert_holds(FeatureFiles(tmp_path), range(15))
+    store.compact(BACKBONE, digests(range(3, 15)))
+    assert_holds(FeatureFiles(tmp_path), range(3, 15), absent=range(3))
+    assert set(data_files(tmp_path)) == {"keys", "rows"}
+
+
 def test_another_format_is_refused_with_a_remedy(tmp_path):
     append(FeatureFiles(tmp_path), [1])
-    (tmp_path / BACKBONE / "features.json").write_text('{"format_version": 2,  "block_sizes": [2, 3]}')
+    (tmp_path / BACKBONE / "features.json").write_text('{"format_version": 3,  "block_sizes": [2, 3]}')
     with pytest.raises(ConfigurationError, match="delete the folder"):
         FeatureFiles(tmp_path).read(BACKBONE, digests([1]))
 
@@ -168,18 +158,37 @@ def test_a_removed_folder_is_begun_anew(tmp_path):
     assert_holds(store, [3], absent=[1, 2])
 
 
+@pytest.mark.parametrize("kind", ["keys", "rows"])
+def test_a_removed_file_is_begun_anew(tmp_path, kind):
+    store = FeatureFiles(tmp_path)
+    append(store, range(10))
+    data_files(tmp_path)[kind].unlink()
+    for each in (store, FeatureFiles(tmp_path)):
+        assert_holds(each, [], absent=range(10))
+    append(store, [3])
+    assert_holds(store, [3], absent=[1, 2])
+
+
+def test_rows_are_counted_and_backbones_listed(tmp_path):
+    store = FeatureFiles(tmp_path)
+    assert (store.backbones(), store.count(BACKBONE)) == ([], 0)
+    append(store, range(10))
+    store.append("ffff", digests([1]), np.ones((1, 3), np.float16), block_sizes=(3,))
+    assert (store.backbones(), store.count(BACKBONE), store.count("ffff")) == ([BACKBONE, "ffff"], 10, 1)
+
+
 @given(
     keys_cut=st.integers(0, 40 * 32),
     rows_cut=st.integers(0, 40 * N_FEATURES * 2),
     garbage=st.binary(max_size=200),
     reopen=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_files_torn_anywhere_stay_readable_and_are_repaired(keys_cut, rows_cut, garbage, reopen):
     """Forty rows of which any number of bytes is lost in either file, and rows without keys behind them."""
     with TemporaryDirectory() as root:
         append(FeatureFiles(Path(root)), range(40))
-        keys_path, rows_path = (Path(root, BACKBONE, name) for name in ("keys.bin", "rows.f16"))
+        keys_path, rows_path = (data_files(Path(root))[name] for name in ("keys", "rows"))
         os.truncate(keys_path, keys_path.stat().st_size - keys_cut)
         os.truncate(rows_path, rows_path.stat().st_size - rows_cut)
         complete = min(keys_path.stat().st_size // 32, rows_path.stat().st_size // (2 * N_FEATURES))
@@ -214,7 +223,7 @@ def test_several_processes_append_at_once(tmp_path):
         time.sleep(0.01)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert_holds(reader, range(800))
-    assert (tmp_path / BACKBONE / "keys.bin").stat().st_size == 800 * 32
+    assert data_files(tmp_path)["keys"].stat().st_size == 800 * 32
 
 
 def test_several_threads_append_and_read_at_once(tmp_path):
@@ -251,6 +260,12 @@ def test_a_million_rows(tmp_path, capsys):
     scattered, _ = timed("read 256", lambda: store.read(BACKBONE, [keys[index] for index in sample]))
     np.testing.assert_array_equal(scattered, features[sample])
     timed("append 256", lambda: store.append(BACKBONE, digests(range(256)), features[:256], block_sizes=(8,)))
+    removed = timed("compact to half", lambda: FeatureFiles(tmp_path).compact(BACKBONE, keys[::2]))
+    assert removed == n_rows // 2 + 256
+    everything, found = timed("read half", lambda: store.read(BACKBONE, keys[::2]))
+    assert found.all()
+    np.testing.assert_array_equal(everything, features[::2])
+    timed("append the rest", lambda: store.append(BACKBONE, keys, features, block_sizes=(8,)))
     everything, found = timed("read all", lambda: store.read(BACKBONE, keys))
     assert found.all()
     np.testing.assert_array_equal(everything, features)

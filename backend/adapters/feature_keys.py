@@ -1,0 +1,89 @@
+"""Keys of feature rows, and how one is found among millions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEY_BYTES = 32
+
+Keys = NDArray[np.uint8]
+"""SHA-256 digests, shape (n_images, 32)."""
+
+
+def to_keys(image_digests: Collection[str]) -> Keys:
+    """Return digests in hex as keys, shape (n_images, 32).
+
+    Raises:
+        ValueError: one is not a SHA-256 in hex.
+    """
+    for digest in image_digests:
+        if len(digest) != 2 * KEY_BYTES or not digest.isalnum():
+            raise ValueError(f"{digest!r} is not a SHA-256 in hex")
+    return np.frombuffer(bytes.fromhex("".join(image_digests)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+class KeyIndex:
+    """Row numbers by key.
+
+    Most keys are in an array sorted by their first eight bytes, 16 bytes of memory a row; those appended lately
+    are in a dict until they are many enough for the array to be worth sorting again.
+    """
+
+    def __init__(self) -> None:
+        self._prefixes: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._row_numbers: NDArray[np.int64] = np.empty(0, np.int64)
+        self._recent: dict[bytes, int] = {}
+        self._n_rows = 0
+
+    def extend(self, keys: Keys) -> None:
+        """Take in the rows after those known; ``keys`` are those of all rows."""
+        n_sorted = len(self._prefixes)
+        if len(keys) - n_sorted > 4096 + n_sorted // 16:
+            prefixes = _prefixes(keys)
+            self._row_numbers = np.argsort(prefixes, kind="stable")
+            self._prefixes = prefixes[self._row_numbers]
+            self._recent = {}
+        else:
+            for row_number in range(self._n_rows, len(keys)):
+                self._recent[keys[row_number].tobytes()] = row_number
+        self._n_rows = len(keys)
+
+    def find(self, wanted: Keys, keys: Keys) -> NDArray[np.int64]:
+        """Return the row number of each wanted key, shape (n_wanted,), -1 where there is none."""
+        row_numbers = np.full(len(wanted), -1, np.int64)
+        prefixes = _prefixes(wanted)
+        positions = np.searchsorted(self._prefixes, prefixes)
+        pending = np.arange(len(wanted))
+        while pending.size:
+            # Different keys may share a prefix: step through its run until the whole key is equal.
+            pending = pending[positions[pending] < len(self._prefixes)]
+            pending = pending[self._prefixes[positions[pending]] == prefixes[pending]]
+            candidates = self._row_numbers[positions[pending]]
+            equal = (keys[candidates] == wanted[pending]).all(axis=1)
+            row_numbers[pending[equal]] = candidates[equal]
+            pending = pending[~equal]
+            positions[pending] += 1
+        if self._recent:
+            for index in np.flatnonzero(row_numbers < 0):
+                row_numbers[index] = self._recent.get(wanted[index].tobytes(), -1)
+        return row_numbers
+
+
+def is_first(keys: Keys) -> NDArray[np.bool_]:
+    """Tell which keys are not the repetition of an earlier one, shape (n_images,)."""
+    order = np.lexsort(_words(keys).T)
+    repeated = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    first = np.ones(len(keys), bool)
+    first[order[1:][repeated]] = False
+    return first
+
+
+def _prefixes(keys: Keys) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(_words(keys)[:, 0])
+
+
+def _words(keys: Keys) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(keys).view(np.uint64)
