@@ -1,14 +1,13 @@
 """Labels and features become a calibrated predictor, judged on images that it was not fitted on.
 
-The flow: folds by image content → preprocessing of all images → every method fitted without each fold → the
-method that does best out of fold → that method on all labels → temperature, thresholds, reports.
+The flow: preprocessing of all images → folds by image content, near-duplicates together → every method fitted without
+each fold → the method that does best out of fold → that method on all labels → temperature, thresholds, reports.
 
 Shapes: n images with a label, m without, d features, p dimensions, k classes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from model.classifiers import fit_multi_label, fit_single_label
 from model.conformal import cross_fitted_report, fit_conformal
 from model.discriminant import moments_of
 from model.evaluation import Targets, evaluate, log_losses
+from model.folds import N_FOLDS, first_digests, fold_groups, fold_of
 from model.head import AnyFloats, FloatArray
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
@@ -27,9 +27,8 @@ from model.logits import LinearMap, calibrated
 from model.preprocessing import earlier_block_weight, fit_preprocessing
 from model.thresholds import fit_thresholds
 
-__all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_of", "learn"]
+__all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_groups", "fold_of", "learn"]
 
-N_FOLDS = 5
 MAX_POOL_IMAGES = 2000
 
 
@@ -44,7 +43,7 @@ class Examples:
     Attributes:
         features: (n, d), float16 or wider.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
-        digests: of the images' content; the same digest always falls into the same fold.
+        digests: of the images' content; they decide the fold, see ``model.folds``.
         judged: (n,), which images may judge; not those that a fine-tuned backbone was trained on.
     """
 
@@ -60,11 +59,6 @@ class Examples:
             raise ValueError(f"features, targets, digests and judged have {lengths} rows: they must be the same images")
         if not np.isfinite(self.features).all():
             raise ValueError("features hold values that are not finite: embed these images again")
-
-
-def fold_of(image_digest: str, n_folds: int = N_FOLDS) -> int:
-    """Return the fold, 0 to ``n_folds`` - 1, of an image: from a hash of its content digest, fixed for ever."""
-    return int.from_bytes(hashlib.sha256(image_digest.encode()).digest()[:8], "big") % n_folds
 
 
 def learn(
@@ -112,7 +106,7 @@ def learn(
     )
     judged = np.flatnonzero(examples.judged)
     targets = examples.targets[judged]
-    folds = _folds(examples)
+    folds = _folds(examples, problem.coordinates)
     fitted = problem.fit(np.empty(0, np.intp))
     method, chosen = _choose(_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
     linear_map = fitted[method]
@@ -171,13 +165,17 @@ def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> 
         raise TooFewLabels(f"all labels are {class_names[int(targets[0])]!r}: label an image of another class")
 
 
-def _folds(examples: Examples) -> NDArray[np.intp]:
-    """Return the fold of each judged image.
+def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
+    """Return the fold of each judged image, near-duplicates together.
 
-    Where not all images may judge, those that may can be a whole fold of ``fold_of``: they are split by another hash.
+    Where not all images may judge, those that may can be a whole fold of ``fold_of``: they are split by another hash;
+    and the backbone was fine-tuned, so that its features do not tell what is a near-duplicate.
     """
-    suffix = "" if examples.judged.all() else " among judged"
-    return np.array([fold_of(examples.digests[index] + suffix) for index in np.flatnonzero(examples.judged)], np.intp)
+    if examples.judged.all():
+        first = first_digests(examples.digests, coordinates, examples.targets)
+        return np.array([fold_of(digest) for digest in first], np.intp)
+    judged = np.flatnonzero(examples.judged)
+    return np.array([fold_of(f"{examples.digests[index]} among judged") for index in judged], np.intp)
 
 
 def _out_of_fold_logits(
