@@ -36,13 +36,19 @@ class Reliability:
     """Confidence against accuracy in equally wide bins of confidence; empty bins have zeros.
 
     ``confidences`` are mean confidences, ``accuracies`` shares of right answers, both from 0 to 1, ``counts``
-    answers, each of length n_bins. ``ece`` is the expected calibration error, from 0 (best) to 1.
+    answers, each of length n_bins.
     """
 
     confidences: tuple[float, ...]
     accuracies: tuple[float, ...]
     counts: tuple[int, ...]
-    ece: float
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, from 0 (best) to 1: the mean of |accuracy - confidence| over answers."""
+        bins = zip(self.confidences, self.accuracies, self.counts, strict=True)
+        gaps = sum(count * abs(accuracy - confidence) for confidence, accuracy, count in bins)
+        return gaps / max(1, sum(self.counts))
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> float:
@@ -98,10 +104,8 @@ def reliability(
     filled = np.maximum(counts, 1)
     mean_confidences = np.bincount(bins, confidences, n_bins) / filled
     accuracies = np.bincount(bins, right, n_bins) / filled
-    gaps = np.abs(accuracies - mean_confidences) * counts
     return Reliability(
         confidences=tuple(mean_confidences.tolist()),
         accuracies=tuple(accuracies.tolist()),
         counts=tuple(counts.tolist()),
-        ece=float(gaps.sum() / max(1, len(confidences))),
     )

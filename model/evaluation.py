@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import reliability
+from model.calibration import Reliability, reliability
 
 SMALLEST_PROBABILITY = 1e-7
 
@@ -39,10 +39,10 @@ class Report:
     classes). The macro figures are means over the classes that occur in the targets. ``log_loss`` is the mean
     negative logarithm of the true class's probability; ``brier`` the mean squared distance from the truth, summed
     over classes (Brier, "Verification of forecasts expressed in terms of probability", 1950; 0 to 2). Where there
-    may be several classes both are means over images and classes (Brier 0 to 1). ``ece`` is defined in
-    ``model.calibration.reliability``. The losses, Brier and ECE: lower is better. ``per_class`` follows the order
-    of the classes; ``confusion[i][j]`` counts images of class i taken for class j and is ``None`` where there may
-    be several classes.
+    may be several classes both are means over images and classes (Brier 0 to 1). ``ece``, and the
+    ``reliability`` it sums up, are defined in ``model.calibration``. The losses, Brier and ECE: lower is better.
+    ``per_class`` follows the order of the classes; ``confusion[i][j]`` counts images of class i taken for class j and
+    is ``None`` where there may be several classes.
     """
 
     accuracy: float
@@ -52,6 +52,7 @@ class Report:
     log_loss: float
     brier: float
     ece: float
+    reliability: Reliability
     per_class: tuple[ClassReport, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     n: int
@@ -89,6 +90,7 @@ def evaluate(
     predicted = _predicted(probabilities, multiple, thresholds)
     per_class = _class_reports(truth, predicted)
     occurring = [report for report in per_class if report.support]
+    diagram = reliability(probabilities, targets)
     squares = (probabilities.astype(np.float64) - truth) ** 2
     return Report(
         accuracy=_mean((truth == predicted).all(axis=1)),
@@ -97,7 +99,8 @@ def evaluate(
         macro_f1=_mean([report.f1 for report in occurring]),
         log_loss=_mean(log_losses(probabilities, targets)),
         brier=_mean(squares.mean(axis=1) if multiple else squares.sum(axis=1)),
-        ece=reliability(probabilities, targets).ece,
+        ece=diagram.ece,
+        reliability=diagram,
         per_class=per_class,
         confusion=None if multiple else _confusion(truth, predicted),
         n=len(probabilities),

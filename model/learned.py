@@ -27,11 +27,13 @@ class Learned:
 
     ``uncalibrated`` and ``calibrated`` are reports on the same out-of-fold predictions, before and after
     temperature scaling; ``conformal`` is on prediction sets of the calibrated ones. ``method`` names how the head was
-    fitted.
+    fitted, the best of the ``candidates``; ``seed`` is what was random about it. ``seconds`` is how long it took.
     """
 
     predictor: Predictor
     method: str
+    candidates: tuple[str, ...]
+    seed: int
     uncalibrated: Report
     calibrated: Report
     conformal: ConformalReport

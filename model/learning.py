@@ -124,6 +124,8 @@ def learn(
     return Learned(
         predictor=predictor,
         method=method,
+        candidates=tuple(fitted),
+        seed=seed,
         uncalibrated=evaluate(calibrated(chosen, 1.0, multiple=multiple), targets, multiple=multiple),
         calibrated=evaluate(probabilities, targets, multiple=multiple, thresholds=thresholds),
         conformal=cross_fitted_report(probabilities, targets, folds),

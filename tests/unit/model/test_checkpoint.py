@@ -32,6 +32,8 @@ def make_learned(*, multiple: bool = False) -> Learned:
             thresholds=(0.4, 0.6) if multiple else None,
         ),
         method="pool",
+        candidates=("pool", "labels"),
+        seed=7,
         uncalibrated=report,
         calibrated=replace(report, ece=0.01),
         conformal=ConformalReport(n=4, coverage=1.0, mean_size=1.5, share_decided=0.5),
