@@ -29,6 +29,7 @@ from backend.services.prediction import Prediction
 from backend.services.projects import Projects
 from backend.services.pushing import Pushing
 from backend.services.reconciliation import Reconciliation
+from backend.services.retention import Retention
 from backend.settings import Settings
 from backend.worker import Lane, Worker
 
@@ -211,6 +212,11 @@ class Container:
         )
 
     @cached_property
+    def retention(self) -> Retention:
+        """Features that nobody needs go."""
+        return Retention(self.database, self.features, self.embedder, self.scheduler)
+
+    @cached_property
     def projects(self) -> Projects:
         """What people see and ask for."""
         return Projects(self.database, self.clock, self.policy)
@@ -241,6 +247,7 @@ class Container:
             self.clock,
             self.scheduler,
             self.reconciliation,
+            self.retention,
             [
                 Lane(kinds=(JobKind.SYNC,), executor=in_thread),
                 Lane(kinds=(JobKind.PUSH,), executor=in_thread, poll_s=QUICK_POLL_S),

@@ -30,6 +30,7 @@ from backend.errors import (
 from backend.ports import Clock, Database, Executor, Stores
 from backend.scheduling import Scheduler
 from backend.services.reconciliation import Reconciliation
+from backend.services.retention import Retention
 
 log = structlog.get_logger()
 
@@ -37,6 +38,7 @@ LEASE = timedelta(seconds=30)
 HEARTBEAT_BEATS = 5
 JOB_HISTORY = timedelta(days=7)
 SYNC_REST_FACTOR = 20.0
+RETENTION_INTERVAL_S = 3600.0
 PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable, StoreUnavailable)
 
 
@@ -58,6 +60,7 @@ class Worker:
         clock: Clock,
         scheduler: Scheduler,
         reconciliation: Reconciliation,
+        retention: Retention,
         lanes: Sequence[Lane],
         *,
         sync_interval_s: float,
@@ -67,6 +70,7 @@ class Worker:
         self._clock = clock
         self._scheduler = scheduler
         self._reconciliation = reconciliation
+        self._retention = retention
         self._lanes = lanes
         self._sync_interval = timedelta(seconds=sync_interval_s)
         self._retry = retry
@@ -78,6 +82,8 @@ class Worker:
         self._recover()
         threads = [threading.Thread(target=self._work, args=(lane,), name="-".join(lane.kinds)) for lane in self._lanes]
         threads.append(threading.Thread(target=self._keep_house, name="house"))
+        # Not waited for in the end: it may be copying gigabytes, and leaves everything in order whenever it ends.
+        threading.Thread(target=self._clear_features, name="retention", daemon=True).start()
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -180,6 +186,14 @@ class Worker:
                 log.info("connected project found", project=project.id)
         except (LabelStudioError, StoreUnavailable) as error:
             log.warning("Label Studio could not be asked for its projects", reason=str(error))
+
+    def _clear_features(self) -> None:
+        """Remove features that nobody needs any more; slow where there are many, so nothing waits for it."""
+        while not self._stopping.wait(RETENTION_INTERVAL_S):
+            try:
+                self._retention.run()
+            except (TandemError, OSError) as error:
+                log.error("features cannot be cleared", reason=str(error))
 
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""

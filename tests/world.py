@@ -31,6 +31,7 @@ from backend.services.prediction import Answer, Prediction
 from backend.services.projects import Projects
 from backend.services.pushing import Pushing
 from backend.services.reconciliation import Reconciliation
+from backend.services.retention import Retention
 from backend.services.training import Training
 from tests.factories import make_annotation, make_config, make_snapshot, make_task
 from tests.fakes import FakeClock, FakeEmbedder, FakeGateway, FakeImages, Reports
@@ -70,6 +71,7 @@ class World:
         self.prediction = self.new_prediction()
         self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
+        self.retention = Retention(database, self.features, self.embedder, self.scheduler)
         self.projects = Projects(database, self.clock, self.policy)
         self.snapshot = make_snapshot()
         self.label_studio = self.gateway.add_project(self.snapshot, backend_url=PUBLIC_URL)

@@ -40,6 +40,7 @@ def make_worker(world: World, *executors: Executor, retry: RetryPolicy | None = 
         world.clock,
         world.scheduler,
         world.reconciliation,
+        world.retention,
         lanes,
         sync_interval_s=300,
         retry=retry or RetryPolicy(first_delay_s=0),
@@ -287,6 +288,23 @@ class TestHouse:
         with running(make_worker(project, FakeExecutor(), FakeExecutor())):
             project.clock.forward(8 * 24 * 3600)
             wait_for(lambda: not set(old) & {job.id for job in project.projects.jobs(PROJECT)})
+
+    def test_features_are_cleared_from_time_to_time_whatever_happens(
+        self, project: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        errors = [StoreUnavailable("the database is locked"), OSError("the disk is gone")]
+        n_cleared = 0
+
+        def clear() -> None:
+            nonlocal n_cleared
+            if errors:
+                raise errors.pop()
+            n_cleared += 1
+
+        monkeypatch.setattr(project.retention, "run", clear)
+        monkeypatch.setattr("backend.worker.RETENTION_INTERVAL_S", 0.01)
+        with running(make_worker(project, FakeExecutor(), FakeExecutor())):
+            wait_for(lambda: n_cleared > 1)
 
     def test_a_database_that_is_busy_for_a_while_ends_nothing(
         self, project: World, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,125 @@
+"""Features that nobody needs any more are removed, and those that are missing are made again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from backend.domain import JobKind, JobStatus, Task, VersionStatus
+from backend.errors import EmbedderUnavailable
+from backend.ports import Database, Embedder, FeatureStore, Stores
+from backend.scheduling import Scheduler
+
+log = structlog.get_logger()
+
+MIN_UNUSED_ROWS = 1000
+MIN_UNUSED_SHARE = 0.25
+N_KEPT_VERSIONS = 5
+CHUNK_SIZE = 500
+ALL_JOBS = 1_000_000
+
+
+class Retention:
+    """Keeps the feature store to what tasks and versions need."""
+
+    def __init__(self, database: Database, features: FeatureStore, embedder: Embedder, scheduler: Scheduler) -> None:
+        self._database = database
+        self._features = features
+        self._embedder = embedder
+        self._scheduler = scheduler
+
+    def run(self) -> None:
+        """Remove features of images that no task shows, and of backbones that no project will use.
+
+        A database that knows no image at all is taken for a new one, to which these features may still be of use.
+        """
+        # First: a backbone that is begun while the database is read is none that could be done without.
+        stored = self._features.backbones()
+        images = self._images_in_use()
+        if not images:
+            return
+        unneeded = self._unneeded(stored)
+        for digest in stored:
+            if digest in unneeded:
+                self._features.delete(digest)
+                log.info("features of a former backbone deleted", backbone=digest)
+            else:
+                self._compact(digest, images)
+        self._embed_lost()
+
+    def _images_in_use(self) -> list[str]:
+        """Return the digest of every image that a task of any project shows."""
+        with self._database.snapshot() as stores:
+            projects = stores.projects.all()
+            tasks = (task for project in projects for task in stores.tasks.all(project.id))
+            return list({task.image_digest for task in tasks if task.image_digest})
+
+    def _unneeded(self, stored: Sequence[str]) -> set[str]:
+        """Return the backbones that nothing refers to; none while that is not certain."""
+        try:
+            needed = {self._embedder.base_digest()}
+        except EmbedderUnavailable:
+            return set()
+        with self._database.snapshot() as stores:
+            for project in stores.projects.all():
+                if self._is_finetuning(stores, project.id):
+                    # It stores features before there is a version that they belong to.
+                    return set()
+                versions = [
+                    each for each in stores.versions.all(project.id) if each.status is not VersionStatus.REJECTED
+                ]
+                active = [each for each in versions if each.status is VersionStatus.ACTIVE]
+                needed |= {each.backbone_digest for each in (*active, *versions[:N_KEPT_VERSIONS])}
+                needed |= {project.backbone_digest} if project.backbone_digest else set()
+        return set(stored) - needed
+
+    def _is_finetuning(self, stores: Stores, project_id: int) -> bool:
+        jobs = stores.jobs.all(project_id, limit=ALL_JOBS)
+        return any(job.kind is JobKind.FINETUNE and job.status is JobStatus.RUNNING for job in jobs)
+
+    def _compact(self, digest: str, images: Sequence[str]) -> None:
+        """Remove the rows of images that are not among these, where there are enough of them to be worth the copying.
+
+        A task that has taken up an unused row a moment ago loses it; ``_embed_lost`` sees to that.
+        """
+        n_rows = self._features.count(digest)
+        n_unused = n_rows - int(self._features.holds(digest, images).sum())
+        if n_unused <= max(MIN_UNUSED_ROWS, MIN_UNUSED_SHARE * n_rows):
+            return
+        try:
+            n_removed = self._features.compact(digest, images)
+        except OSError as error:
+            log.error("features not compacted", backbone=digest, reason=str(error))
+            return
+        log.info("features compacted", backbone=digest, n_rows=n_rows, n_removed=n_removed)
+
+    def _embed_lost(self) -> None:
+        """Have the images embedded again whose features are gone: removed just now, or with their files by hand."""
+        with self._database.snapshot() as stores:
+            project_ids = [project.id for project in stores.projects.all()]
+        for project_id in project_ids:
+            with self._database.snapshot() as stores:
+                tasks = stores.tasks.all(project_id)
+            lost = self._lost(tasks)
+            for start in range(0, len(lost), CHUNK_SIZE):
+                with self._database.transaction() as stores:
+                    for task in lost[start : start + CHUNK_SIZE]:
+                        stores.tasks.record_image(project_id, replace(task, backbone_digest=None))
+                    self._scheduler.now(stores, project_id, JobKind.EMBED)
+            if lost:
+                log.warning("features are gone: images are embedded again", project=project_id, n_images=len(lost))
+
+    def _lost(self, tasks: Sequence[Task]) -> list[Task]:
+        """Return the tasks whose image should have features but has none."""
+        by_backbone: dict[str, list[Task]] = defaultdict(list)
+        for task in tasks:
+            if task.backbone_digest:
+                by_backbone[task.backbone_digest].append(task)
+        lost = []
+        for backbone_digest, embedded in by_backbone.items():
+            held = self._features.holds(backbone_digest, [task.image_digest or "" for task in embedded])
+            lost += [task for task, is_held in zip(embedded, held, strict=True) if not is_held]
+        return lost
