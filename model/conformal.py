@@ -14,7 +14,9 @@ chosen for being hard, need not be.
 
 The guarantee is exact for probabilities that owe nothing to the images the threshold comes from. Out-of-fold ones come
 from heads that share most labels, and new images meet a head that knows a fold more: Vovk proves no more than
-1 - 2 ``alpha`` of folds together, and observes about 1 - ``alpha``.
+1 - 2 ``alpha`` of folds together, and observes about 1 - ``alpha``. So do we, on photos, from 18 labels of six classes
+on; with 12 the threshold hung on one image, and the truth was left out of a fifth of later ones. Hence
+``SMALLEST_RANK``.
 
 Shapes: n images, k classes.
 """
@@ -29,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALPHA = 0.1
+SMALLEST_RANK = 2
+"""How many images must lie at or below a threshold."""
 
 Probabilities = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]] | NDArray[np.bool_]
@@ -103,7 +107,7 @@ def fit_conformal(probabilities: Probabilities, targets: Targets, alpha: float =
     Args:
         probabilities: rows sum to 1 where ``targets`` are class indices.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
-        alpha: the share of images whose truth may be left out. Fewer than 1 / alpha - 1 images rule nothing out.
+        alpha: the share of images whose truth may be left out. Fewer than 2 / alpha - 1 images rule nothing out.
     """
     if targets.ndim == 1:
         of_truth = probabilities[np.arange(len(targets)), targets]
@@ -142,7 +146,7 @@ def cross_fitted_report(
 def _lowest_kept(of_truth: Probabilities, alpha: float, nothing: float = 0.0) -> float:
     """Return the lowest probability that is kept: of n true ones, and one to come, at most a share ``alpha`` is lower.
 
-    That is the floor(alpha (n + 1))-th smallest, or ``nothing`` where there is none.
+    That is the floor(alpha (n + 1))-th smallest, or ``nothing`` where images are too few to say.
     """
     rank = math.floor(alpha * (len(of_truth) + 1))
-    return float(np.partition(of_truth, rank - 1)[rank - 1]) if rank else nothing
+    return nothing if rank < SMALLEST_RANK else float(np.partition(of_truth, rank - 1)[rank - 1])
