@@ -20,7 +20,8 @@ from backend.ports import ArtifactStore, CachedImage, Database, FeatureStore, Im
 from backend.promotion import backbone_key, targets_of
 from model.backbones import Backbone, load_backbone, save_backbone
 from model.features import Engine, choose_device
-from model.finetuning import TrainingConfig, TrainingDiverged, fit
+from model.finetuning import TrainingConfig, TrainingDiverged
+from model.launch import fit_on_all_devices
 from model.learning import fold_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class FineTuning:
         n_training = int((folds > EARLY_STOPPING_FOLD).sum())
         n_classes = len(training_set.schema.class_names)
         try:
-            tuned = fit(
+            tuned = fit_on_all_devices(
                 backbone,
                 paths,
                 targets_of(training_set.labelled, training_set.schema),

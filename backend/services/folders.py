@@ -19,8 +19,9 @@ from backend.promotion import metrics_of, targets_of
 from model.backbones import Backbone, load_backbone
 from model.evaluation import Report, compare, evaluate
 from model.features import Engine, choose_device
-from model.finetuning import TrainingConfig, TrainingDiverged, fit
+from model.finetuning import TrainingConfig, TrainingDiverged
 from model.inference import Predictor
+from model.launch import fit_on_all_devices
 from model.learning import N_FOLDS, Examples, Learned, TooFewLabels, fold_of, learn
 
 log = structlog.get_logger()
@@ -230,7 +231,7 @@ class Contest:
         config = TrainingConfig.for_labels(
             int((folds > EARLY_STOPPING_FOLD).sum()), n_classes, pretrained=backbone.pretrained
         )
-        return fit(
+        return fit_on_all_devices(
             backbone,
             self.train.paths,
             targets_of(self.train.labelled, self.train.schema),

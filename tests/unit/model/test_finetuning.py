@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -321,79 +318,3 @@ def test_best_epoch_is_the_first_with_the_lowest_validation_loss() -> None:
 
     assert best_epoch([report(0, 0.7), report(1, 0.5), report(2, 0.5), report(3, 0.6)]) == 1
     assert best_epoch([report(1, None), report(2, None)]) == 2
-
-
-RANK_SCRIPT = """
-    import sys
-    from pathlib import Path
-
-    import numpy as np
-    import torch
-    from torch import distributed
-
-    from model.finetuning import fit
-    from tests.unit.model.test_finetuning import CONFIG, MAX_PIXELS, SIDE
-    from model.backbones import load_backbone
-    from dataclasses import replace
-
-    if __name__ == "__main__":
-        distributed.init_process_group("gloo")
-        torch.manual_seed(distributed.get_rank())
-        untrained = load_backbone("shufflenet_v2_x0_5", "none", seed=distributed.get_rank())
-        spec = replace(untrained.input_spec, resize_size=SIDE + 4, crop_size=SIDE)
-        order = np.arange(36)
-        calls = []
-        fine_tuned = fit(
-            replace(untrained, input_spec=spec, pretrained=True),
-            [Path(sys.argv[1]) / f"{row}.png" for row in order],
-            order % 3,
-            class_count=3,
-            multiple=False,
-            train=order < 24,
-            validation=(order >= 24) & (order < 33),
-            device="cpu",
-            config=CONFIG,
-            max_pixels=MAX_PIXELS,
-            n_threads=1,
-            on_progress=lambda done, total: calls.append(done),
-        )
-        np.savez(
-            Path(sys.argv[2]) / f"rank{distributed.get_rank()}.npz",
-            head_weight=fine_tuned.head_weight,
-            losses=[report.validation_loss for report in fine_tuned.history],
-            train_losses=[report.train_loss for report in fine_tuned.history],
-            n_calls=len(calls),
-            problems=sorted(fine_tuned.problems),
-        )
-        distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(
-    files: LabelledFiles, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The ranks start from different networks: rank 0's counts."""
-    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    script = tmp_path / "rank.py"
-    script.write_text(textwrap.dedent(RANK_SCRIPT), encoding="utf-8")
-    (files.sources[0].parent / "7.png").rename(tmp_path / "kept.png")
-    try:
-        expected = run(files, backbone)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
-                *("--nproc-per-node=2", str(script), str(files.sources[0].parent), str(tmp_path)),
-            ],
-            check=True,
-            timeout=240,
-        )
-    finally:
-        (tmp_path / "kept.png").rename(files.sources[7])
-    first, second = (np.load(tmp_path / f"rank{rank}.npz") for rank in range(2))
-    np.testing.assert_array_equal(first["head_weight"], second["head_weight"])
-    assert first["problems"].tolist() == second["problems"].tolist() == list(expected.problems) == [7]
-    assert (int(first["n_calls"]), int(second["n_calls"])) == (13, 0)
-    np.testing.assert_allclose(first["losses"], [each.validation_loss for each in expected.history], rtol=1e-2)
-    np.testing.assert_allclose(first["train_losses"], [each.train_loss for each in expected.history], rtol=1e-2)

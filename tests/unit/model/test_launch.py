@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +13,7 @@ from PIL import Image
 
 from model.backbones import Backbone, load_backbone, with_network
 from model.finetuning import TrainingConfig, TrainingDiverged, fit
-from model.launch import RankFailed, fit_on_all_devices
+from model.launch import fit_on_all_devices
 from model.transforms import InputSpec
 
 SPEC = InputSpec(resize_size=52, crop_size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3), interpolation="bilinear")
@@ -99,44 +91,47 @@ def test_two_processes_learn_what_one_does(backbone: Backbone, arguments: dict[s
     assert again.backbone.digest == both.backbone.digest, "one process takes up what two have learned"
 
 
-class Cancelled(Exception):
-    """Somebody pressed cancel."""
-
-
-def raise_at(n_batches: int, act: Callable[[], None]) -> Callable[[int, int], None]:
-    def on_progress(done: int, _: int) -> None:
-        if done == n_batches:
-            act()
-
-    return on_progress
-
-
-def cancel() -> None:
-    assert len(multiprocessing.active_children()) == 2
-    raise Cancelled
-
-
-def kill_second_rank() -> None:
-    (second,) = [each for each in multiprocessing.active_children() if each.name == "rank 1"]
-    os.kill(second.pid or 0, signal.SIGKILL)
-
-
-def test_cancelling_ends_every_process(backbone: Backbone, arguments: dict[str, Any]) -> None:
-    arguments["on_progress"] = raise_at(2, cancel)
-    with pytest.raises(Cancelled):
-        fit_on_all_devices(backbone, **arguments, n_processes=2)
-    assert multiprocessing.active_children() == []
-
-
-def test_a_killed_process_ends_the_training_with_the_reason(backbone: Backbone, arguments: dict[str, Any]) -> None:
-    arguments["on_progress"] = raise_at(2, kill_second_rank)
-    with pytest.raises(RankFailed, match="rank 1 of 2 training processes ended by SIGKILL: .* memory was short"):
-        fit_on_all_devices(backbone, **arguments, n_processes=2)
-    assert multiprocessing.active_children() == []
-
-
-def test_what_a_process_raises_is_raised_here(backbone: Backbone, arguments: dict[str, Any]) -> None:
+def test_what_the_training_raises_is_raised_here(backbone: Backbone, arguments: dict[str, Any]) -> None:
     arguments["config"] = replace(CONFIG, learning_rate=1e30, head_learning_rate=1e30, warmup_share=0.0)
     with pytest.raises(TrainingDiverged, match=r"epoch 1 is .*: try a lower learning rate"):
         fit_on_all_devices(replace(backbone, pretrained=False), **arguments, n_processes=2)
-    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "n_devices", "batch_size", "expected"),
+    [
+        ("cpu", 8, 64, (1, None)),
+        ("cuda:1", 8, 64, (1, 16)),
+        ("cuda", 1, 64, (1, 16)),
+        ("cuda", 8, 64, (8, 2)),
+        ("cuda", 8, 16, (2, 8)),
+        ("cuda", 8, 4, (1, 16)),
+        ("cuda", 4, 64, (4, 4)),
+    ],
+)
+def test_as_many_processes_as_the_batches_are_large_enough_for(
+    backbone: Backbone,
+    arguments: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    n_devices: int,
+    batch_size: int,
+    expected: tuple[int, int | None],
+) -> None:
+    class Started(Exception):
+        """Carries what would have been started."""
+
+    def run_ranks(works: list[Any], **_: object) -> None:
+        raise Started(len(works), works[0].args[0].keywords["n_threads"])
+
+    def fit_here(*_: object, n_threads: int | None, **__: object) -> None:
+        raise Started(1, n_threads)
+
+    monkeypatch.setattr("model.launch.run_ranks", run_ranks)
+    monkeypatch.setattr("model.launch.fit", fit_here)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_devices)
+    changes = {"device": device, "config": replace(CONFIG, batch_size=batch_size), "n_threads": None}
+    with pytest.raises(Started) as started:
+        fit_on_all_devices(backbone, **(arguments | changes))
+    assert started.value.args == expected
