@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +43,20 @@ def fastai_fine_tune(lesson: Lesson) -> Predict:
     default_device(lesson.device != "cpu")
     set_seed(lesson.seed)
     train = lesson.split.train
-    names = [image.class_names if lesson.multiple else image.class_names[0] for image in train.labelled]
+    names = {
+        path: image.class_names if lesson.multiple else image.class_names[0]
+        for path, image in zip(train.paths, train.labelled, strict=True)
+    }
     vocabulary = list(lesson.class_names)
     block = DataBlock(
         blocks=(ImageBlock, MultiCategoryBlock(vocab=vocabulary) if lesson.multiple else _categories(vocabulary)),
-        get_x=itemgetter(0),
-        get_y=itemgetter(1),
+        get_y=lambda path: names[path],
         splitter=lambda items: (list(range(len(items))), []),
         item_tfms=Resize(256),
         batch_tfms=aug_transforms(size=224),
     )
-    items = list(zip(train.paths, names, strict=True))
-    size = max(2, min(BATCH_SIZE, len(items) // MIN_BATCHES))
-    learner = vision_learner(block.dataloaders(items, bs=size, num_workers=0), _architecture(lesson))
+    size = max(2, min(BATCH_SIZE, len(train.paths) // MIN_BATCHES))
+    learner = vision_learner(block.dataloaders(train.paths, bs=size, num_workers=0), _architecture(lesson))
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(EPOCHS)
     return lambda paths: _predict(learner, paths)
@@ -79,7 +79,7 @@ def _architecture(lesson: Lesson) -> object:
 
 
 def _predict(learner: Learner, paths: Sequence[Path]) -> NDArray[np.float32]:
-    loader = learner.dls.test_dl([(path, None) for path in paths], num_workers=0)
+    loader = learner.dls.test_dl(paths, num_workers=0)
     with learner.no_bar(), learner.no_logging():
         probabilities, _ = learner.get_preds(dl=loader)
     return probabilities.numpy()

@@ -196,6 +196,10 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("macro-F1 on the test part, %")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(len(methods), 2 * len(sets) + 1),
+    )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
