@@ -128,6 +128,6 @@ def test_a_training_that_does_not_work_is_a_failure(
     def diverge(*_: object, **__: object) -> None:
         raise finetuning.TrainingDiverged("the loss is not a number")
 
-    monkeypatch.setattr(finetuning, "fit", diverge)
+    monkeypatch.setattr(finetuning, "fit_on_all_devices", diverge)
     with pytest.raises(JobFailed, match="the loss is not a number"):
         service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
