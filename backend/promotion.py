@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class TrainedLabels:
     """The labels that a version learned from, kept beside its weights."""
 
     labelled: tuple[LabelledImage, ...]
+
+    @property
+    def snapshot(self) -> str:
+        """SHA-256, in hex, of images and labels alone: whichever tasks they belong to, in whatever order."""
+        rows = sorted((image.image_digest, sorted(image.class_names)) for image in self.labelled)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write them into the folder of a version."""

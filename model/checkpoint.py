@@ -1,7 +1,8 @@
 """A learned head as a folder: safetensors for arrays, JSON for the rest, a checksum over every file.
 
-`model.json` holds the SHA-256 of every other file of the folder, and its own; that one is the checkpoint's digest.
-Light enough for the web process.
+`model.json` holds the SHA-256 of every other file of the folder, and that of its own `content`, which is the
+checkpoint's digest: the same labels, images, settings and libraries give the same one. What differs from run to run,
+how long it took, stands beside the content. Light enough for the web process.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +25,16 @@ from safetensors.numpy import load, save
 from model.head import Head
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
+from model.reports import Setting, VersionReport, read_conformal, read_version_report
 
 FORMAT = 1
 MODEL_FILE = "model.json"
 HEAD_FILE = "head.safetensors"
 OUT_OF_FOLD_FILE = "out_of_fold.safetensors"
 OUT_OF_FOLD_DIGESTS_FILE = "out_of_fold.json"
+LIBRARIES = (
+    "numpy", "pillow", "safetensors", "scikit-learn", "scipy", "tandem-label-studio", "torch", "torchvision"
+)  # fmt: skip
 
 Built = TypeVar("Built")
 
@@ -36,11 +43,27 @@ class CorruptCheckpoint(Exception):
     """A checkpoint that is incomplete, was altered, or was never one."""
 
 
-def save_checkpoint(folder: Path, learned: Learned, *, backbone_digest: str) -> str:
+def save_checkpoint(
+    folder: Path,
+    learned: Learned,
+    *,
+    backbone_digest: str,
+    snapshot: str,
+    finetuning: Mapping[str, Setting] | None = None,
+    finetuning_s: float | None = None,
+) -> str:
     """Write what was learned into an existing folder, durably, and return the checkpoint's digest in hex.
 
     Files that are in the folder already become part of the checkpoint: altering them corrupts it. Equal contents
     give equal digests.
+
+    Args:
+        folder: where to write.
+        learned: what to write.
+        backbone_digest: whose features the head works on.
+        snapshot: SHA-256, in hex, of the labels.
+        finetuning: how the backbone was trained, where it was trained for this version.
+        finetuning_s: how long that took, in seconds.
     """
     predictor = learned.predictor
     head = predictor.head
@@ -49,20 +72,28 @@ def save_checkpoint(folder: Path, learned: Learned, *, backbone_digest: str) -> 
     _write(folder / OUT_OF_FOLD_DIGESTS_FILE, json.dumps(learned.out_of_fold.digests).encode())
     content = {
         "format": FORMAT,
-        "versions": {name: version(name) for name in ("numpy", "safetensors", "scipy")},
+        "snapshot": snapshot,
+        "libraries": _libraries(),
         "class_names": predictor.class_names,
         "multiple": predictor.multiple,
         "temperature": predictor.temperature,
         "thresholds": predictor.thresholds,
+        "conformal": asdict(predictor.conformal),
+        "conformal_report": asdict(learned.conformal),
         "block_sizes": head.block_sizes,
         "backbone_digest": backbone_digest,
+        "finetuning": None if finetuning is None else dict(finetuning),
+        "seed": learned.seed,
+        "candidates": learned.candidates,
         "method": learned.method,
         "uncalibrated": asdict(learned.uncalibrated),
         "calibrated": asdict(learned.calibrated),
         "files": {path.name: _sha256(path.read_bytes()) for path in _other_files(folder)},
     }
     digest = _sha256(_canonical(content))
-    _write(folder / MODEL_FILE, json.dumps({"sha256": digest, "content": content}, indent=1, allow_nan=False).encode())
+    timings_s = {"learn": learned.seconds} | ({} if finetuning_s is None else {"finetune": finetuning_s})
+    wrapped = {"sha256": digest, "content": content, "timings_s": timings_s}
+    _write(folder / MODEL_FILE, json.dumps(wrapped, indent=1, allow_nan=False).encode())
     _sync(folder)
     return digest
 
@@ -83,6 +114,15 @@ def load_out_of_fold(folder: Path) -> OutOfFold:
         CorruptCheckpoint: a file is missing, altered or not what it should be.
     """
     return _build(folder, _out_of_fold)
+
+
+def load_version_report(folder: Path) -> VersionReport:
+    """Return the report of a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, altered or not what it should be.
+    """
+    return _build(folder, _version_report)
 
 
 def _build(folder: Path, build: Callable[[Path, dict[str, Any]], Built]) -> Built:
@@ -121,6 +161,7 @@ def _predictor(folder: Path, content: dict[str, Any]) -> Predictor:
         ),
         temperature=float(content["temperature"]),
         thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
+        conformal=read_conformal(content["conformal"]),
         backbone_digest=str(content["backbone_digest"]),
     )
 
@@ -136,9 +177,22 @@ def _out_of_fold(folder: Path, content: dict[str, Any]) -> OutOfFold:
     return OutOfFold(digests=digests, probabilities=probabilities)
 
 
+def _version_report(folder: Path, content: dict[str, Any]) -> VersionReport:
+    return read_version_report(content, json.loads((folder / MODEL_FILE).read_bytes())["timings_s"])
+
+
 def _check_array(name: str, array: np.ndarray[Any, Any]) -> None:
     if array.dtype != np.float32 or not np.isfinite(array).all():
         raise CorruptCheckpoint(f"{name} of type {array.dtype} must be finite numbers of type float32")
+
+
+def _libraries() -> dict[str, str]:
+    """Return the versions of what computes features and heads, as far as it is installed; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _other_files(folder: Path) -> list[Path]:

@@ -50,8 +50,9 @@ class Predictor:
             raise ValueError(f"several classes per image need a threshold for each of the {n_classes} classes")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"a temperature is above zero, not {self.temperature}")
-        if len(self.conformal.possible_from) not in (1, n_classes):
-            raise ValueError(f"{len(self.conformal.possible_from)} thresholds of sets do not fit {n_classes} classes")
+        for thresholds in (self.conformal.possible_from, self.conformal.certain_above):
+            if thresholds is not None and len(thresholds) not in (1, n_classes):
+                raise ValueError(f"{len(thresholds)} thresholds of prediction sets do not fit {n_classes} classes")
 
     def predict_proba(self, features: AnyFloats) -> FloatArray:
         """Return calibrated probabilities, (n, k), of feature rows, (n, d).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,8 @@ from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from model.training import TrainingConfig
 
 log = structlog.get_logger()
 
@@ -185,12 +187,29 @@ class Training:
         except TooFewLabels as error:
             raise TrainingImpossible(f"{error} ({len(digests)} labelled images are embedded)") from error
 
-    def save(self, training_set: TrainingSet, learned: Learned, digest: str, kind: VersionKind) -> ModelVersion:
-        """Store what was learned as a candidate version."""
+    def save(
+        self,
+        training_set: TrainingSet,
+        learned: Learned,
+        digest: str,
+        kind: VersionKind,
+        *,
+        finetuning: TrainingConfig | None = None,
+        finetuning_s: float | None = None,
+    ) -> ModelVersion:
+        """Store what was learned as a candidate version, and how its network was trained, if it was for this one."""
         project_id = training_set.project.id
         with self._artifacts.scratch() as folder:
-            TrainedLabels(labelled=training_set.labelled).write(folder)
-            checkpoint_digest = save_checkpoint(folder, learned, backbone_digest=digest)
+            labels = TrainedLabels(labelled=training_set.labelled)
+            labels.write(folder)
+            checkpoint_digest = save_checkpoint(
+                folder,
+                learned,
+                backbone_digest=digest,
+                snapshot=labels.snapshot,
+                finetuning=asdict(finetuning) if finetuning else None,
+                finetuning_s=finetuning_s,
+            )
             with self._database.transaction() as stores:
                 number = stores.versions.next_number(project_id)
             name = version_name(project_id, number, checkpoint_digest)

@@ -1,12 +1,20 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from model.checkpoint import CorruptCheckpoint, load_out_of_fold, load_predictor, save_checkpoint
-from model.conformal import ConformalReport
+from model.checkpoint import (
+    CorruptCheckpoint,
+    load_out_of_fold,
+    load_predictor,
+    load_version_report,
+    save_checkpoint,
+)
+from model.conformal import Conformal, ConformalReport
 from model.evaluation import evaluate
 from model.head import Head
 from model.inference import Predictor
@@ -30,6 +38,7 @@ def make_learned(*, multiple: bool = False) -> Learned:
             ),
             temperature=0.7,
             thresholds=(0.4, 0.6) if multiple else None,
+            conformal=Conformal(possible_from=(0.3, 0.2), certain_above=(0.8, 0.9) if multiple else None),
         ),
         method="pool",
         candidates=("pool", "labels"),
@@ -42,32 +51,122 @@ def make_learned(*, multiple: bool = False) -> Learned:
     )
 
 
+def save(folder: Path, learned: Learned, **changes: Any) -> str:
+    return save_checkpoint(folder, learned, **{"backbone_digest": "f00d", "snapshot": "5a", **changes})
+
+
 @pytest.mark.parametrize("multiple", [False, True])
 def test_all_that_was_saved_comes_back(tmp_path: Path, multiple: bool) -> None:
     learned = make_learned(multiple=multiple)
-    digest = save_checkpoint(tmp_path, learned, backbone_digest="f00d")
+    digest = save(tmp_path, learned)
     assert len(digest) == 64
     features = np.random.default_rng(1).random((3, 5)).astype(np.float16)
     predictor = load_predictor(tmp_path)
     np.testing.assert_array_equal(predictor.predict_proba(features), learned.predictor.predict_proba(features))
     assert predictor.suggest(features) == learned.predictor.suggest(features)
+    np.testing.assert_array_equal(predictor.prediction_sets(features), learned.predictor.prediction_sets(features))
+    assert predictor.conformal == learned.predictor.conformal
     assert predictor.backbone_digest == "f00d"
     remembered = load_out_of_fold(tmp_path)
     assert remembered.digests == learned.out_of_fold.digests
     np.testing.assert_array_equal(remembered.probabilities, learned.out_of_fold.probabilities)
-    content = json.loads((tmp_path / "model.json").read_text())["content"]
-    assert content["method"] == "pool"
-    assert content["calibrated"]["log_loss"] == learned.calibrated.log_loss
-    assert content["uncalibrated"]["ece"] == learned.uncalibrated.ece
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_the_report_comes_back_whole(tmp_path: Path, multiple: bool) -> None:
+    learned = make_learned(multiple=multiple)
+    config = {"epochs": 5, "learning_rate": 2e-4, "seed": 0}
+    save(tmp_path, learned, finetuning=config, finetuning_s=61.5)
+    report = load_version_report(tmp_path)
+    assert (report.uncalibrated, report.calibrated) == (learned.uncalibrated, learned.calibrated)
+    assert (report.conformal, report.conformal_report) == (learned.predictor.conformal, learned.conformal)
+    assert (report.temperature, report.thresholds) == (0.7, learned.predictor.thresholds)
+    assert (report.class_names, report.multiple) == (("ant", "käfer"), multiple)
+    assert (report.method, report.candidates, report.seed) == ("pool", ("pool", "labels"), 7)
+    assert (report.backbone_digest, report.block_sizes, report.snapshot) == ("f00d", (2, 3), "5a")
+    assert report.finetuning == config
+    assert report.timings_s == {"learn": 0.5, "finetune": 61.5}
+    assert report.libraries["numpy"] == np.__version__
+    assert {"python", "scipy", "safetensors"} <= set(report.libraries)
+
+
+def test_a_network_that_was_not_trained_has_no_such_settings(tmp_path: Path) -> None:
+    save(tmp_path, make_learned())
+    report = load_version_report(tmp_path)
+    assert report.finetuning is None
+    assert report.timings_s == {"learn": 0.5}
 
 
 def test_equal_contents_have_equal_digests_and_others_have_others(tmp_path: Path) -> None:
+    learned = make_learned()
     digests = []
-    for name, backbone_digest in (("one", "f00d"), ("two", "f00d"), ("three", "beef")):
+    for name, made, changes in (
+        ("first", learned, {}),
+        ("slower", replace(learned, seconds=9.0), {"finetuning_s": 3.0}),
+        ("backbone", learned, {"backbone_digest": "beef"}),
+        ("labels", learned, {"snapshot": "5b"}),
+        ("seed", replace(learned, seed=8), {}),
+        ("training", learned, {"finetuning": {"epochs": 5}}),
+    ):
         folder = tmp_path / name
         folder.mkdir()
-        digests.append(save_checkpoint(folder, make_learned(), backbone_digest=backbone_digest))
-    assert digests[0] == digests[1] != digests[2]
+        digests.append(save(folder, made, **changes))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == len(digests) - 1
+
+
+ABSURD = [
+    (("calibrated", "accuracy"), 1.5),
+    (("calibrated", "macro_f1"), -0.1),
+    (("uncalibrated", "log_loss"), 1e999),
+    (("uncalibrated", "brier"), "much"),
+    (("calibrated", "n"), 5),
+    (("calibrated", "n"), -4),
+    (("calibrated", "reliability", "counts"), [4]),
+    (("calibrated", "reliability", "counts", 0), 0.5),
+    (("calibrated", "reliability", "confidences", 0), 2),
+    (("calibrated", "per_class"), []),
+    (("calibrated", "per_class", 0, "support"), None),
+    (("calibrated", "confusion"), None),
+    (("calibrated", "confusion"), [[1, 2]]),
+    (("calibrated", "confusion", 0, 1), -1),
+    (("conformal_report", "coverage"), 1.01),
+    (("conformal_report", "mean_size"), -1),
+    (("conformal", "alpha"), 0),
+    (("conformal", "possible_from", 0), 1.1),
+    (("seed",), "seven"),
+    (("temperature",), -1),
+    (("block_sizes",), ["two"]),
+    (("finetuning",), [5]),
+    (("finetuning",), {"epochs": [5]}),
+    (("libraries",), None),
+]
+
+
+@pytest.mark.parametrize(("steps", "value"), ABSURD)
+def test_absurd_figures_are_found_even_with_right_checksums(
+    tmp_path: Path, steps: tuple[str | int, ...], value: object
+) -> None:
+    save(tmp_path, make_learned())
+    path = tmp_path / "model.json"
+    wrapped = json.loads(path.read_text())
+    place = wrapped["content"]
+    for step in steps[:-1]:
+        place = place[step]
+    place[steps[-1]] = value
+    canonical = json.dumps(wrapped["content"], sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps(wrapped | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()}))
+    with pytest.raises(CorruptCheckpoint):
+        load_version_report(tmp_path)
+
+
+@pytest.mark.parametrize("timings_s", [None, {"learn": -1}, {"learn": "long"}, []])
+def test_absurd_timings_are_found(tmp_path: Path, timings_s: object) -> None:
+    save(tmp_path, make_learned())
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"timings_s": timings_s}))
+    with pytest.raises(CorruptCheckpoint):
+        load_version_report(tmp_path)
 
 
 FILES = ["model.json", "head.safetensors", "out_of_fold.safetensors", "out_of_fold.json", "labels.json"]
@@ -93,9 +192,9 @@ def damaged(folder: Path, name: str, damage: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_any_damage_to_any_file_is_found(tmp_path: Path, name: str, damage: str) -> None:
     (tmp_path / "labels.json").write_text('[["a", "ant"]]')
-    save_checkpoint(tmp_path, make_learned(), backbone_digest="f00d")
+    save(tmp_path, make_learned())
     damaged(tmp_path, name, damage)
-    for load in (load_predictor, load_out_of_fold):
+    for load in (load_predictor, load_out_of_fold, load_version_report):
         with pytest.raises(CorruptCheckpoint):
             load(tmp_path)
 
@@ -105,7 +204,7 @@ def test_any_damage_to_any_file_is_found(tmp_path: Path, name: str, damage: str)
     ["[]", "null", "3", '{"content": 1, "sha256": ""}', '{"content": {}, "sha256": 5}', "[" * 100_000, '{"a": NaN}'],
 )
 def test_json_that_is_something_else_is_found(tmp_path: Path, content: str) -> None:
-    save_checkpoint(tmp_path, make_learned(), backbone_digest="f00d")
+    save(tmp_path, make_learned())
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(CorruptCheckpoint):
         load_predictor(tmp_path)
@@ -125,7 +224,7 @@ def test_absurd_arrays_are_found_even_with_right_checksums(tmp_path: Path, name:
     learned = make_learned()
     head = learned.predictor.head
     object.__setattr__(head, name, value)
-    save_checkpoint(tmp_path, learned, backbone_digest="f00d")
+    save(tmp_path, learned)
     with pytest.raises(CorruptCheckpoint):
         load_predictor(tmp_path)
 
@@ -134,11 +233,11 @@ def test_a_figure_that_is_not_a_number_is_never_saved(tmp_path: Path) -> None:
     learned = make_learned()
     learned = replace(learned, calibrated=replace(learned.calibrated, log_loss=float("nan")))
     with pytest.raises(ValueError, match="JSON"):
-        save_checkpoint(tmp_path, learned, backbone_digest="f00d")
+        save(tmp_path, learned)
 
 
 def test_files_are_json_and_safetensors_only(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, make_learned(), backbone_digest="f00d")
+    save(tmp_path, make_learned())
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     content = json.loads((tmp_path / "model.json").read_text())["content"]
     assert content["class_names"] == ["ant", "käfer"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from backend.adapters.database import SqlDatabase
 from backend.domain import JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
-from model.checkpoint import load_out_of_fold
+from model.checkpoint import load_out_of_fold, load_version_report
 from model.learned import OutOfFold
 from model.learning import fold_of
+from model.reports import VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
 
@@ -345,3 +350,30 @@ def test_the_same_labels_give_the_same_version_again(world: World) -> None:
     world.fit()
     assert world.active.name.split("-")[2] == first.name.split("-")[2]
     np.testing.assert_allclose(world.active.metrics.log_loss, first.metrics.log_loss)
+
+
+class TestReproducibility:
+    """The same labels of the same images give the same checkpoint, to the last bit."""
+
+    def learn(self, folder: Path, empty_database: Path, labels: Mapping[int, str]) -> tuple[str, VersionReport]:
+        folder.mkdir()
+        database = folder / "tandem.db"
+        shutil.copy(empty_database, database)
+        world = World(folder, SqlDatabase(f"sqlite:///{database}"))
+        world.see_tasks(pets(30))
+        world.label(labels)
+        world.embed()
+        world.fit()
+        name = world.active.name
+        world.database.close()
+        return name, load_version_report(world.artifacts.fetch(version_key(PROJECT, name)))
+
+    def test_equal_labels_give_equal_checkpoints_and_others_others(self, tmp_path: Path, empty_database: Path) -> None:
+        labels = pets(16)
+        first, report = self.learn(tmp_path / "first", empty_database, labels)
+        again, same = self.learn(tmp_path / "again", empty_database, dict(reversed(labels.items())))
+        assert (again, same.snapshot) == (first, report.snapshot)
+        other, changed = self.learn(tmp_path / "other", empty_database, labels | {1: "cat", 2: "dog"})
+        assert other != first
+        assert changed.snapshot != report.snapshot
+        assert len(report.snapshot) == 64
