@@ -219,7 +219,7 @@ class Container:
     @cached_property
     def projects(self) -> Projects:
         """What people see and ask for."""
-        return Projects(self.database, self.clock, self.policy)
+        return Projects(self.database, self.artifacts, self.clock, self.policy)
 
     @cached_property
     def job_handlers(self) -> dict[JobKind, Callable[[int, ReportProgress], str]]:

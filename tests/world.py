@@ -72,7 +72,7 @@ class World:
         self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
         self.retention = Retention(database, self.features, self.embedder, self.scheduler)
-        self.projects = Projects(database, self.clock, self.policy)
+        self.projects = Projects(database, self.artifacts, self.clock, self.policy)
         self.snapshot = make_snapshot()
         self.label_studio = self.gateway.add_project(self.snapshot, backend_url=PUBLIC_URL)
         self.reports = Reports()

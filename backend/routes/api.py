@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from flask import Blueprint, request
+from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backend.domain import Job, ModelVersion, VersionKind
-from backend.errors import InvalidRequest
-from backend.services.projects import ProjectOverview
+from backend.errors import InvalidRequest, NotFound
+from backend.routes.drawings import reliability_svg
+from backend.services.projects import ProjectOverview, VersionDetail
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from backend.bootstrap import Container
+    from model.evaluation import Report
+    from model.reports import VersionReport
 
 Json = dict[str, Any]
 
@@ -51,10 +54,6 @@ def api_blueprint(container: Container) -> Blueprint:
     def project(project_id: int) -> Json:
         return encode_project(container.projects.get(project_id))
 
-    @routes.get("/projects/<int:project_id>/versions")
-    def versions(project_id: int) -> list[Json]:
-        return [encode_version(version) for version in container.projects.versions(project_id)]
-
     @routes.get("/projects/<int:project_id>/jobs")
     def jobs(project_id: int) -> list[Json]:
         now = container.clock.now()
@@ -66,10 +65,6 @@ def api_blueprint(container: Container) -> Blueprint:
         job = container.projects.train(project_id, VersionKind(asked.kind))
         return encode_job(job, container.clock.now()), 202
 
-    @routes.post("/projects/<int:project_id>/rollback")
-    def rollback(project_id: int) -> Json:
-        return encode_version(container.training.rollback(project_id, _parse(RollbackRequest).version))
-
     @routes.post("/projects/<int:project_id>/sync")
     def sync(project_id: int) -> tuple[Json, int]:
         return encode_job(container.projects.sync(project_id), container.clock.now()), 202
@@ -78,7 +73,30 @@ def api_blueprint(container: Container) -> Blueprint:
     def cancel(job_id: int) -> Json:
         return encode_job(container.projects.cancel(job_id), container.clock.now())
 
+    _add_versions(routes, container)
     return routes
+
+
+def _add_versions(routes: Blueprint, container: Container) -> None:
+    @routes.get("/projects/<int:project_id>/versions")
+    def versions(project_id: int) -> list[Json]:
+        return [encode_version(version) for version in container.projects.versions(project_id)]
+
+    @routes.get("/projects/<int:project_id>/versions/<version>")
+    def version(project_id: int, version: str) -> Json:
+        return encode_version_detail(container.projects.version(project_id, version))
+
+    @routes.get("/projects/<int:project_id>/versions/<version>/reliability.svg")
+    def reliability(project_id: int, version: str) -> Response:
+        detail = container.projects.version(project_id, version)
+        if detail.report is None:
+            raise NotFound(f"{version} has no report: {detail.problem}")
+        drawing = reliability_svg(detail.report.calibrated.reliability, detail.version.name)
+        return Response(drawing, mimetype="image/svg+xml")
+
+    @routes.post("/projects/<int:project_id>/rollback")
+    def rollback(project_id: int) -> Json:
+        return encode_version(container.training.rollback(project_id, _parse(RollbackRequest).version))
 
 
 def _parse(model: type[Request]) -> Request:
@@ -139,6 +157,40 @@ def encode_version(version: ModelVersion) -> Json:
         "metrics": asdict(version.metrics),
         "reason": version.reason,
     }
+
+
+def encode_version_detail(detail: VersionDetail) -> Json:
+    """Return a version with its report as the API shows it; where it cannot be read, ``problem`` says why."""
+    report = encode_report(detail.report) if detail.report else None
+    return encode_version(detail.version) | {"report": report, "problem": detail.problem}
+
+
+def encode_report(report: VersionReport) -> Json:
+    """Return everything that is known of a version as the API shows it."""
+    return {
+        "uncalibrated": _figures(report.uncalibrated, report.class_names),
+        "calibrated": _figures(report.calibrated, report.class_names),
+        "temperature": report.temperature,
+        "thresholds": report.thresholds,
+        "conformal": asdict(report.conformal) | asdict(report.conformal_report),
+        "method": report.method,
+        "seed": report.seed,
+        "snapshot": report.snapshot,
+        "settings": {
+            "backbone_digest": report.backbone_digest,
+            "block_sizes": report.block_sizes,
+            "candidates": report.candidates,
+            "finetuning": report.finetuning,
+        },
+        "libraries": report.libraries,
+        "timings_s": report.timings_s,
+    }
+
+
+def _figures(report: Report, class_names: tuple[str, ...]) -> Json:
+    figures = asdict(report)
+    per_class = zip(class_names, figures["per_class"], strict=True)
+    return figures | {"per_class": [{"class_name": name} | each for name, each in per_class]}
 
 
 def encode_job(job: Job, now: datetime) -> Json:

@@ -17,8 +17,11 @@ from backend.domain import (
     agreed_labels,
     finetune_labels,
 )
-from backend.errors import Conflict
-from backend.ports import Clock, Database, Stores
+from backend.errors import Conflict, NotFound
+from backend.ports import ArtifactStore, Clock, Database, Stores
+from backend.promotion import version_key
+from model.checkpoint import CorruptCheckpoint, load_version_report
+from model.reports import VersionReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +39,21 @@ class ProjectOverview:
     decision: TrainingDecision
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDetail:
+    """A version with its report; without one ``problem`` says why."""
+
+    version: ModelVersion
+    report: VersionReport | None
+    problem: str | None
+
+
 class Projects:
     """Answers questions about projects and queues what people ask for."""
 
-    def __init__(self, database: Database, clock: Clock, policy: TrainingPolicy) -> None:
+    def __init__(self, database: Database, artifacts: ArtifactStore, clock: Clock, policy: TrainingPolicy) -> None:
         self._database = database
+        self._artifacts = artifacts
         self._clock = clock
         self._policy = policy
 
@@ -67,6 +80,20 @@ class Projects:
         with self._database.snapshot() as stores:
             stores.projects.get(project_id)
             return stores.versions.all(project_id)
+
+    def version(self, project_id: int, name: str) -> VersionDetail:
+        """Return one version with everything its checkpoint reports.
+
+        Raises:
+            NotFound: there is no such project or version.
+        """
+        with self._database.snapshot() as stores:
+            version = stores.versions.get(project_id, name)
+        try:
+            report = load_version_report(self._artifacts.fetch(version_key(project_id, name)))
+        except (CorruptCheckpoint, NotFound) as error:
+            return VersionDetail(version=version, report=None, problem=str(error))
+        return VersionDetail(version=version, report=report, problem=None)
 
     def jobs(self, project_id: int) -> list[Job]:
         """Return a project's jobs, newest first.

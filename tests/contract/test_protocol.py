@@ -370,6 +370,45 @@ class TestApi:
         assert (version["kind"], version["status"], version["n_labels"]) == ("head", "active", 12)
         assert version["reason"] == "first version of the project"
 
+    def test_a_version_with_all_that_is_known_of_it(self, learned: Tandem) -> None:
+        (listed,) = learned.client.get("/api/projects/5/versions").get_json()
+        version = learned.client.get(f"/api/projects/5/versions/{listed['version']}").get_json()
+        report = version.pop("report")
+        assert version == listed | {"problem": None}
+        assert report["calibrated"]["n"] == report["uncalibrated"]["n"] == report["conformal"]["n"] == 12
+        assert {name: report["calibrated"][name] for name in listed["metrics"]} == listed["metrics"]
+        assert [each["class_name"] for each in report["calibrated"]["per_class"]] == ["cat", "dog"]
+        assert sum(map(sum, report["calibrated"]["confusion"])) == 12
+        assert sum(report["uncalibrated"]["reliability"]["counts"]) == 12
+        assert report["conformal"]["alpha"] == 0.1
+        assert {"possible_from", "certain_above", "coverage", "mean_size", "share_decided"} <= set(report["conformal"])
+        assert report["method"] in report["settings"]["candidates"]
+        assert report["settings"]["finetuning"] is None
+        assert len(report["snapshot"]) == 64
+        assert {"python", "numpy"} <= set(report["libraries"])
+        assert report["timings_s"]["learn"] > 0
+
+    def test_a_reliability_diagram(self, learned: Tandem) -> None:
+        (listed,) = learned.client.get("/api/projects/5/versions").get_json()
+        answer = learned.client.get(f"/api/projects/5/versions/{listed['version']}/reliability.svg")
+        assert answer.mimetype == "image/svg+xml"
+        assert listed["version"] in answer.text
+
+    @pytest.mark.parametrize("path", ["", "/reliability.svg"])
+    def test_an_unknown_version(self, learned: Tandem, path: str) -> None:
+        answer = learned.client.get(f"/api/projects/5/versions/p5-v9-00000000{path}")
+        assert answer.status_code == 404
+        assert answer.get_json()["error"]["code"] == "not_found"
+
+    def test_a_version_whose_weights_are_gone_says_so(self, learned: Tandem) -> None:
+        (listed,) = learned.client.get("/api/projects/5/versions").get_json()
+        learned.container.artifacts.delete(f"versions/p5/{listed['version']}")
+        version = learned.client.get(f"/api/projects/5/versions/{listed['version']}").get_json()
+        assert version.pop("problem")
+        assert version == listed | {"report": None}
+        answer = learned.client.get(f"/api/projects/5/versions/{listed['version']}/reliability.svg")
+        assert answer.status_code == 404
+
     def test_jobs(self, learned: Tandem) -> None:
         answer = learned.client.post("/api/projects/5/train", json={"kind": "finetune"})
         assert answer.status_code == 202

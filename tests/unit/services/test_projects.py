@@ -6,6 +6,7 @@ import pytest
 
 from backend.domain import JobKind, JobStatus, LabelConfig, VersionKind
 from backend.errors import Conflict, NotFound
+from backend.promotion import version_key
 from tests.factories import NOON, make_snapshot
 from tests.world import PROJECT, World, pets
 
@@ -65,3 +66,22 @@ def test_unknown_projects_are_not_found(world: World, question: str) -> None:
         world.projects.train(99, VersionKind.HEAD)
     with pytest.raises(NotFound):
         world.projects.cancel(99)
+
+
+def test_a_version_comes_with_its_report(world: World) -> None:
+    version = world.learn(pets(12))
+    detail = world.projects.version(PROJECT, version.name)
+    assert (detail.version, detail.problem) == (version, None)
+    assert detail.report is not None
+    assert detail.report.calibrated.accuracy == version.metrics.accuracy
+    assert detail.report.backbone_digest == version.backbone_digest
+
+
+def test_a_version_without_its_files_says_why(world: World) -> None:
+    version = world.learn(pets(12))
+    world.artifacts.delete(version_key(PROJECT, version.name))
+    detail = world.projects.version(PROJECT, version.name)
+    assert (detail.version, detail.report) == (version, None)
+    assert detail.problem
+    with pytest.raises(NotFound):
+        world.projects.version(PROJECT, "p5-v9-00000000")
