@@ -1,8 +1,7 @@
-"""From image files to features: decoding in threads, ahead of a network that runs in the fastest form it has here."""
+"""From image files to features: decoding in threads, ahead of a network in the fastest runtime there is here."""
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -17,11 +16,10 @@ import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from model.backbones import Backbone
-from model.blocks import FeatureNetwork
-from model.transforms import InputSpec, UnreadableImage, normalise, to_views
+from model.runtimes import choose_runtime
+from model.transforms import InputSpec, UnreadableImage, to_views
 
 _log = structlog.get_logger()
 
@@ -59,20 +57,17 @@ def choose_device(wish: str) -> str:
 
 
 class Engine:
-    """A backbone made ready to embed on one device: channels-last, and in bfloat16 where that is fast.
+    """A backbone made ready to embed on one device, ``cpu`` or ``cuda``; ``embed`` may be called from several threads.
 
-    The features of an image are the mean of those of its views.
-
-    Of an image's features bfloat16 changes about one per cent of their spread; weights and digest of the backbone
-    stay as they are. ``embed`` may be called from several threads.
+    The features of an image are the mean of those of its views. The runtime and its precision change them by a
+    few per cent of their spread (``model.runtimes``); weights and digest of the backbone stay as they are.
     """
 
     def __init__(self, backbone: Backbone, device: str = "cpu") -> None:
         self.backbone = backbone
         self.device = device
         self.batch_size = (_CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE) // backbone.input_spec.n_views
-        self._bfloat16 = bfloat16_pays(device)
-        self._network = _prepared(backbone.network, device, bfloat16=self._bfloat16)
+        self.runtime = choose_runtime(backbone, device)
 
     def embed(
         self,
@@ -130,37 +125,12 @@ class Engine:
     def _forward(self, batch: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
         """Return the features of images, each given as its views, (n_views, height, width, 3): the mean over views."""
         n_views, *shape = batch[0].shape
-        pixels = torch.empty((len(batch) * n_views, *shape), dtype=torch.uint8, pin_memory=self.device == "cuda")
-        np.concatenate(batch, out=pixels.numpy())
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self._bfloat16):
-            features = self._network(normalise(pixels, self.backbone.input_spec, self.device))
-            features = features.float().unflatten(0, (len(batch), n_views)).mean(dim=1)
-            features = features.nan_to_num(nan=0.0).clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
-            array: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
-        return array
-
-
-def bfloat16_pays(device: str) -> bool:
-    """Tell whether a forward pass in bfloat16 is faster here than one in float32: not where it is emulated."""
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
-
-
-def _prepared(network: FeatureNetwork, device: str, *, bfloat16: bool) -> FeatureNetwork:
-    """Return a copy for inference.
-
-    Under autocast the weights of convolutions and linear layers are cast at every call: here once for all. The
-    others stay in float32, where autocast wants them.
-    """
-    prepared = copy.deepcopy(network).to(device).to(memory_format=torch.channels_last)
-    prepared.requires_grad_(False).eval()
-    if bfloat16:
-        for module in prepared.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(torch.bfloat16)
-    return prepared
+        pinned = self.device == "cuda"  # memory that a GPU reads without a copy in between
+        pixels = torch.empty((len(batch) * n_views, *shape), dtype=torch.uint8, pin_memory=pinned).numpy()
+        np.concatenate(batch, out=pixels)
+        features = self.runtime(pixels).reshape(len(batch), n_views, -1).mean(axis=1)
+        finite: NDArray[np.float32] = np.nan_to_num(features, nan=0.0).clip(-_FLOAT16_MAX, _FLOAT16_MAX)
+        return finite.astype(np.float16)
 
 
 def _decode(source: Path | bytes, *, spec: InputSpec, max_pixels: int) -> Decoded:

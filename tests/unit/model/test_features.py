@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from model.backbones import Backbone, load_backbone
 from model.features import Engine, choose_device
-from model.transforms import normalise, to_pixels
+from model.transforms import normalise, to_pixels, to_views
 
 MAX_PIXELS = 1_000_000
 
@@ -74,31 +74,22 @@ def test_the_same_images_give_the_same_features(backbone: Backbone) -> None:
     np.testing.assert_allclose(first.features, one_by_one, atol=0.05 * first.features.astype(np.float32).std())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_v2_t", "vit_b_32", "convnext_tiny"])
-def test_bfloat16_agrees_with_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.features.bfloat16_pays", lambda _: True)
-    backbone = load_backbone(name, "none")
-    weights = {key: each.clone() for key, each in backbone.network.state_dict().items()}
-    sources = [picture(seed) for seed in range(2)]
-    features = Engine(backbone).embed(sources, max_pixels=MAX_PIXELS).features.astype(np.float32)
-    expected = in_float32(backbone, sources)
-    assert np.abs(features - expected).mean() < 0.02 * expected.std()
-    after = backbone.network.state_dict()
-    assert all(torch.equal(each, after[key]) and each.dtype == after[key].dtype for key, each in weights.items())
-
-
-def test_without_fast_bfloat16_it_stays_in_float32(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.features.bfloat16_pays", lambda _: False)
-    sources = [picture(seed) for seed in range(3)]
-    features = Engine(backbone).embed(sources, max_pixels=MAX_PIXELS).features
-    expected = in_float32(backbone, sources)
-    np.testing.assert_allclose(features, expected, rtol=2e-3, atol=1e-3 * expected.std())
+def test_features_are_the_mean_over_views(backbone: Backbone) -> None:
+    two = load_backbone("squeezenet1_1", "none", n_views=2)
+    views = np.stack([to_views(picture(seed), two.input_spec, max_pixels=MAX_PIXELS) for seed in range(3)])
+    with torch.inference_mode():
+        by_view = [two.network(normalise(views[:, view], two.input_spec)).numpy() for view in range(2)]
+    features = Engine(two).embed([picture(seed) for seed in range(3)], max_pixels=MAX_PIXELS).features
+    expected = np.mean(by_view, axis=0)
+    np.testing.assert_allclose(features, expected, atol=0.05 * expected.std())
+    centre_only = Engine(backbone).embed([picture(seed) for seed in range(3)], max_pixels=MAX_PIXELS).features
+    assert np.abs(centre_only - expected).mean() > 0.05 * expected.std()
 
 
 def test_values_beyond_float16_are_clipped(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(backbone)
-    extreme = torch.tensor([[1e9, -1e9, float("nan"), float("inf"), 1.0]])
-    monkeypatch.setattr(engine, "_network", lambda _: extreme)
+    extreme = np.array([[1e9, -1e9, np.nan, np.inf, 1.0]], np.float32)
+    monkeypatch.setattr(engine, "runtime", lambda _: extreme)
     monkeypatch.setattr(type(engine.backbone), "n_features", 5)
     features = engine.embed([picture(0)], max_pixels=MAX_PIXELS).features
     assert features.tolist() == [[65504.0, -65504.0, 0.0, 65504.0, 1.0]]
@@ -124,15 +115,15 @@ def test_a_batch_too_large_for_the_memory_is_halved(backbone: Backbone, monkeypa
     engine = Engine(backbone)
     sources = [picture(seed) for seed in range(7)]
     expected = engine.embed(sources, max_pixels=MAX_PIXELS).features
-    network, sizes = engine._network, []
+    runtime, sizes = engine.runtime, []
 
-    def with_room_for_two(images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
-        if len(images) > 2:
+    def with_room_for_two(pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return network(images)
+        return runtime(pixels)
 
-    monkeypatch.setattr(engine, "_network", with_room_for_two)
+    monkeypatch.setattr(engine, "runtime", with_room_for_two)
     with capture_logs() as logs:
         features = engine.embed(sources, max_pixels=MAX_PIXELS).features
     np.testing.assert_allclose(features, expected, atol=0.05 * expected.astype(np.float32).std())
@@ -144,10 +135,10 @@ def test_a_batch_too_large_for_the_memory_is_halved(backbone: Backbone, monkeypa
 def test_no_room_for_one_image_is_an_error(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(backbone)
 
-    def no_room(_: torch.Tensor) -> torch.Tensor:
+    def no_room(_: np.ndarray) -> np.ndarray:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine, "_network", no_room)
+    monkeypatch.setattr(engine, "runtime", no_room)
     with pytest.raises(torch.OutOfMemoryError):
         engine.embed([picture(0), picture(1)], max_pixels=MAX_PIXELS)
 
