@@ -28,6 +28,8 @@ FINAL_HEAD_GAIN = 1.5
 SMALLEST_FINAL_SHARE = 0.75
 LOG_TEMPERATURE_RANGE = (-3.0, 7.0)
 N_BISECTIONS = 14
+MAX_TEMPERATURE_IMAGES = 3000
+"""One number is known well enough from every so-many-th of more images."""
 N_BINS = 15
 
 
@@ -59,6 +61,8 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integ
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
     """
     multiple = targets.ndim == 2
+    step = -(-max(1, len(logits)) // MAX_TEMPERATURE_IMAGES)
+    logits, targets = logits[::step], targets[::step]
     wide = logits.astype(np.float64)
     if not multiple:
         wide -= wide.max(axis=1, keepdims=True)

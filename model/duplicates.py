@@ -25,6 +25,8 @@ LIKENESS = 0.9
 MAX_IMAGES = 20_000
 """Every image is held against every other: 20,000 take seconds, and ten times as many a hundred times as long."""
 ROWS_AT_ONCE = 512
+N_LEADING = 64
+MAX_PAIRS_APART = 100_000
 
 
 def near_duplicates(features: AnyFloats, block_sizes: tuple[int, ...]) -> list[NDArray[np.intp]]:
@@ -61,12 +63,38 @@ def duplicate_groups(coordinates: FloatArray) -> NDArray[np.intp]:
         raise ValueError(f"{n_images} images are too many to hold each against each: at most {MAX_IMAGES}")
     lengths = np.linalg.norm(coordinates, axis=1, keepdims=True)
     directions = coordinates / np.maximum(lengths, np.finfo(np.float32).tiny)
+    bounds = _bounds(directions)
     groups = np.arange(n_images)
     for start in range(0, n_images, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, n_images)
-        rows, earlier = np.nonzero(np.tril(directions[start:stop] @ directions[:stop].T > LIKENESS, start - 1))
+        rows, others = _alike(directions, bounds, start, stop)
         if len(rows):
-            pairs = (groups[rows + start], groups[earlier])
+            pairs = (groups[rows], groups[others])
             graph = coo_array((np.ones(len(rows), np.bool_), pairs), shape=(n_images, n_images))
             groups = connected_components(graph, directed=False)[1][groups].astype(np.intp)
     return groups
+
+
+def _alike(
+    directions: FloatArray, bounds: FloatArray, start: int, stop: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return row numbers from ``start`` to ``stop``, and of the row before that each of them is alike to."""
+    pairs = np.flatnonzero(bounds[start:stop] @ bounds[:stop].T > LIKENESS)
+    few = len(pairs) <= MAX_PAIRS_APART
+    if not few:
+        pairs = np.flatnonzero(directions[start:stop] @ directions[:stop].T > LIKENESS)
+    rows, others = start + pairs // stop, pairs % stop
+    kept = others < rows
+    if few:
+        kept[kept] = np.einsum("ij,ij->i", directions[rows[kept]], directions[others[kept]]) > LIKENESS
+    return rows[kept], others[kept]
+
+
+def _bounds(directions: FloatArray) -> FloatArray:
+    """Return rows whose products are never below the cosines of the directions, (n, p), and have few columns.
+
+    What the columns left out can add to a cosine is at most the product of their lengths (Cauchy and Schwarz).
+    """
+    leading = directions[:, :N_LEADING]
+    rest = np.linalg.norm(directions[:, N_LEADING:], axis=1, keepdims=True)
+    return np.concatenate([leading, rest * (1 + np.finfo(np.float16).eps)], axis=1)

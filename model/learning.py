@@ -30,6 +30,8 @@ from model.thresholds import fit_thresholds
 __all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_groups", "fold_of", "learn"]
 
 MAX_POOL_IMAGES = 2000
+MAX_LABELLED_IMAGES = 20_000
+"""More labels are thinned out, the largest classes first: by then a linear head has long learned what it can."""
 
 
 class TooFewLabels(Exception):
@@ -60,6 +62,25 @@ class Examples:
         if not np.isfinite(self.features).all():
             raise ValueError("features hold values that are not finite: embed these images again")
 
+    def thinned(self, n_images: int) -> Examples:
+        """Return at most ``n_images`` of them, by their digests, so that rare classes keep all and the same stay.
+
+        Where an image may have several classes, its rarest one counts.
+        """
+        if len(self.targets) <= n_images:
+            return self
+        classes = self.targets if self.targets.ndim == 1 else _rarest_class(self.targets)
+        order = np.lexsort([np.array(self.digests), classes])
+        counts = np.bincount(classes)
+        turns = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept = np.sort(order[np.argsort(turns, kind="stable")[:n_images]])
+        return Examples(
+            features=self.features[kept],
+            targets=self.targets[kept],
+            digests=tuple(self.digests[row] for row in kept),
+            judged=self.judged[kept],
+        )
+
 
 def learn(
     examples: Examples,
@@ -86,6 +107,7 @@ def learn(
     """
     started_s = time.perf_counter()
     _check(examples, class_names, multiple)
+    examples = examples.thinned(MAX_LABELLED_IMAGES)
     random = np.random.default_rng(seed)
     if pool is None:
         pool = np.empty((0, examples.features.shape[1]), np.float16)
@@ -165,6 +187,13 @@ def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> 
         raise ValueError(f"targets of shape {targets.shape} are not indices of {n_classes} classes")
     if len(np.unique(targets)) < 2:
         raise TooFewLabels(f"all labels are {class_names[int(targets[0])]!r}: label an image of another class")
+
+
+def _rarest_class(memberships: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return for each image its class that the fewest images have, (n,), and k where it has none."""
+    n_classes = memberships.shape[1]
+    sizes = np.where(memberships, memberships.sum(axis=0), len(memberships) + 1)
+    return np.where(memberships.any(axis=1), sizes.argmin(axis=1), n_classes)
 
 
 def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:

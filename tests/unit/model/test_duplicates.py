@@ -50,6 +50,23 @@ def test_groups_do_not_depend_on_how_many_rows_are_compared_at_once(monkeypatch:
     assert 1 < len(set(at_once.tolist())) < 90
 
 
+@pytest.mark.parametrize("n_leading", [1, 4, 30])
+@pytest.mark.parametrize("most_apart", [0, 100_000])
+def test_groups_are_those_of_every_pair_compared(
+    monkeypatch: pytest.MonkeyPatch, n_leading: int, most_apart: int
+) -> None:
+    generator = np.random.default_rng(4)
+    images = generator.normal(size=(60, 30))
+    coordinates = np.concatenate([images, images[:20] + 0.2 * generator.normal(size=(20, 30))]).astype(np.float32)
+    directions = coordinates / np.linalg.norm(coordinates, axis=1, keepdims=True)
+    alike = directions @ directions.T > duplicates.LIKENESS
+    monkeypatch.setattr(duplicates, "N_LEADING", n_leading)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS_APART", most_apart)
+    groups = duplicate_groups(coordinates)
+    np.testing.assert_array_equal(groups[:, None] == groups, alike)
+    assert len(set(groups.tolist())) == 60
+
+
 def test_images_without_features_of_their_own_are_like_no_other() -> None:
     assert len(set(duplicate_groups(np.zeros((4, 3), np.float32)).tolist())) == 4
 

@@ -187,6 +187,28 @@ def test_constant_features_and_duplicates() -> None:
     assert_sound(learn_from(zero, 3), zero)
 
 
+def test_more_labels_than_needed_are_thinned_where_there_are_most() -> None:
+    targets = np.repeat([0, 1, 2], [300, 40, 5])
+    examples = make_examples(targets)
+    thinned = examples.thinned(100)
+    assert np.bincount(thinned.targets).tolist() == [55, 40, 5]
+    more = make_examples(np.append(targets, 0)).thinned(100)
+    assert len(set(more.digests) - set(thinned.digests)) <= 1
+    rows = [examples.digests.index(digest) for digest in thinned.digests]
+    np.testing.assert_array_equal(thinned.features, examples.features[rows])
+    np.testing.assert_array_equal(thinned.targets, targets[rows])
+    assert examples.thinned(345) is examples
+
+
+def test_images_with_a_rare_class_are_kept_when_labels_are_thinned() -> None:
+    memberships = np.zeros((200, 3), bool)
+    memberships[:150, 0] = True
+    memberships[:6, 2] = True
+    thinned = make_examples(memberships).thinned(60)
+    assert thinned.targets.sum(axis=0).tolist() == [33, 0, 6]
+    assert (~thinned.targets.any(axis=1)).sum() == 27
+
+
 def test_same_arguments_give_the_same_result() -> None:
     examples, pool = make_examples(np.arange(60) % 3), make_features(np.arange(3000) % 3, 2)
     first, second = learn_from(examples, 3, pool), learn_from(examples, 3, pool)
