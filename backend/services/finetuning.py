@@ -20,7 +20,7 @@ from backend.ports import ArtifactStore, CachedImage, Database, FeatureStore, Im
 from backend.promotion import backbone_key, targets_of
 from model.backbones import Backbone, load_backbone, save_backbone
 from model.features import Engine, choose_device
-from model.finetuning import TrainingConfig, TrainingDiverged
+from model.finetuning import FineTuned, TrainingConfig, TrainingDiverged
 from model.launch import fit_on_all_devices
 from model.learning import fold_of
 
@@ -80,13 +80,21 @@ class FineTuning:
         labelled_paths = self._bring_in([tasks[image.image_digest] for image in training_set.labelled])
         labelled = tuple(image for image in training_set.labelled if image.image_digest in labelled_paths)
         training_set = replace(training_set, labelled=labelled)
-        backbone = self._fit(training_set, [labelled_paths[image.image_digest] for image in labelled], report)
+        config, tuned = self._fit(training_set, [labelled_paths[image.image_digest] for image in labelled], report)
+        backbone = tuned.backbone
         self._publish(backbone)
         engine = Engine(backbone, choose_device(self._settings.device))
         self._embed(engine, [tasks[digest] for digest in (*labelled_paths, *training_set.pool[:MAX_POOL])], report)
         training_set = self._training.with_features(training_set, backbone.digest)
         learned = self._training.learn_head(training_set, backbone.digest)
-        candidate = self._training.save(training_set, learned, backbone.digest, VersionKind.FINETUNE)
+        candidate = self._training.save(
+            training_set,
+            learned,
+            backbone.digest,
+            VersionKind.FINETUNE,
+            finetuning=config,
+            finetuning_s=tuned.seconds,
+        )
         decision = self._training.judge(training_set, candidate, learned)
         if decision.promote:
             # the active version goes on serving until every image has the new network's features
@@ -95,7 +103,9 @@ class FineTuning:
         shutil.rmtree(self._resume_folder(project_id), ignore_errors=True)
         return outcome
 
-    def _fit(self, training_set: TrainingSet, paths: Sequence[Path], report: ReportProgress) -> Backbone:
+    def _fit(
+        self, training_set: TrainingSet, paths: Sequence[Path], report: ReportProgress
+    ) -> tuple[TrainingConfig, FineTuned]:
         folds = np.array([fold_of(image.image_digest) for image in training_set.labelled])
         weights = self._settings.weights
         backbone = load_backbone(
@@ -105,6 +115,7 @@ class FineTuning:
         )
         n_training = int((folds > EARLY_STOPPING_FOLD).sum())
         n_classes = len(training_set.schema.class_names)
+        config = TrainingConfig.for_labels(n_training, n_classes, pretrained=backbone.pretrained)
         try:
             tuned = fit_on_all_devices(
                 backbone,
@@ -115,7 +126,7 @@ class FineTuning:
                 train=folds > EARLY_STOPPING_FOLD,
                 validation=folds == EARLY_STOPPING_FOLD,
                 device=choose_device(self._settings.device),
-                config=TrainingConfig.for_labels(n_training, n_classes, pretrained=backbone.pretrained),
+                config=config,
                 max_pixels=self._settings.max_image_pixels,
                 n_threads=1 if choose_device(self._settings.device) == "cpu" else None,
                 on_progress=lambda done, total: report(Progress(done=done, total=total, unit="batches")),
@@ -123,7 +134,7 @@ class FineTuning:
             )
         except (TrainingDiverged, ValueError) as error:
             raise JobFailed(f"fine-tuning did not work: {error}") from error
-        return tuned.backbone
+        return config, tuned
 
     def _bring_in(self, tasks: Sequence[Task]) -> dict[str, Path]:
         """Return image files by digest, fetching those that left the cache; images that are gone are left out."""

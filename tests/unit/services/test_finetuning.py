@@ -75,6 +75,11 @@ def test_a_network_is_learned_and_competes(
     assert 0 < candidate.n_validation < N
     assert candidate.backbone_digest != before.backbone_digest
     assert shown.artifacts.keys(backbone_key(candidate.backbone_digest)) == [backbone_key(candidate.backbone_digest)]
+    report = shown.projects.version(PROJECT, candidate.name).report
+    assert report is not None
+    assert report.finetuning is not None
+    assert report.finetuning["epochs"] > 0
+    assert report.timings_s["finetune"] > 0
     assert {progress.unit for progress in shown.reports.seen} >= {"batches", "images"}
     digests = [task.image_digest or "" for task in shown.tasks.values()]
     assert not (tmp_path / "resume" / "p5").exists()
