@@ -1,0 +1,307 @@
+"""How cost grows with images and classes: head fit, scoring of the pool, feature store; time and memory.
+
+    python benchmarks/growth.py [--images 1000 10000 100000 1000000] [--classes 10 100 1000] [--output FILE]
+
+Features are synthetic. Everything runs on one thread, each measurement in a process of its own, so that its peak of
+memory is its own. Seconds are the processor's, because other work makes the clock's longer; what waits for the disk is
+measured by the clock. The largest store takes one and a half gigabytes of disk for a while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from backend.adapters.features import FeatureFiles
+from backend.processes import one_linear_algebra_thread
+from model.head import Head
+from model.learning import Examples, learn
+
+BACKBONE_DIGEST = hashlib.sha256(b"synthetic").hexdigest()
+STORE_BLOCKS = (512,)
+HEAD_BLOCKS = (112, 160, 960)
+"""What mobilenet_v3_large is embedded as."""
+CHUNK_SIZE = 8192
+PAGE_SIZE = 64
+"""How many images are embedded, and so appended, at a time."""
+N_POOL = 2000
+MAX_LABELS = 100_000
+MAX_LABELS_TIMES_CLASSES = 10_000_000
+ROUNDS = 3
+ROUNDS_BUDGET_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one thing cost; ``peak_bytes`` is the most memory its process had, libraries and mapped files included."""
+
+    what: str
+    n_images: int
+    n_classes: int | None
+    n_features: int
+    seconds: float
+    peak_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--folder", type=Path, help="where there is room for the store")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    started_s = time.monotonic()
+    measurements = []
+    for each in run(sorted(arguments.images), sorted(arguments.classes), arguments.folder):
+        print(f"{title(each)}, {each.n_images} images: {each.seconds:.4g} s, {each.peak_bytes / 1e6:.0f} MB")
+        measurements.append(each)
+    show(measurements)
+    if arguments.output:
+        description = describe(arguments.images, arguments.classes, time.monotonic() - started_s)
+        rows = [asdict(each) for each in measurements]
+        arguments.output.write_text(json.dumps(description | {"results": rows}, indent=2) + "\n")
+
+
+def run(sizes: Sequence[int], class_counts: Sequence[int], folder: Path | None) -> Iterator[Measurement]:
+    """Yield all measurements."""
+    for n_images in sizes:
+        for n_classes in class_counts:
+            if n_images <= MAX_LABELS and n_classes <= n_images <= MAX_LABELS_TIMES_CLASSES // n_classes:
+                yield from alone(measure_fit, n_images, n_classes)
+    for n_images in sizes:
+        yield from alone(measure_wide_scoring, n_images, min(class_counts))
+        with tempfile.TemporaryDirectory(dir=folder) as root:
+            yield from alone(measure_appending, root, n_images)
+            yield from alone(measure_reading, root, n_images)
+            for n_classes in class_counts:
+                yield from alone(measure_scoring, root, n_images, n_classes)
+            yield from alone(measure_compacting, root, n_images)
+
+
+def alone(measure: Callable[..., list[Measurement]], *arguments: object) -> list[Measurement]:
+    """Measure in a new process, which begins with one thread for linear algebra."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=one_linear_algebra_thread) as executor:
+        return executor.submit(measure, *arguments).result()
+
+
+# --- what is measured
+
+
+def measure_fit(n_labels: int, n_classes: int) -> list[Measurement]:
+    """Fit a head on labelled images, helped by a pool; as after each label."""
+    random = np.random.default_rng(0)
+    classes = np.arange(n_labels + N_POOL) % n_classes
+    centres = random.normal(1.0, 0.25, (n_classes, sum(HEAD_BLOCKS))).astype(np.float32)
+    features = np.empty((len(classes), sum(HEAD_BLOCKS)), np.float16)
+    for rows in chunks(len(classes)):
+        noise = 0.8 * random.standard_normal((len(classes[rows]), sum(HEAD_BLOCKS)), np.float32)
+        features[rows] = np.abs(centres[classes[rows]] + noise)
+    examples = Examples(
+        features=features[:n_labels],
+        targets=classes[:n_labels],
+        digests=tuple(digests(range(n_labels))),
+        judged=np.ones(n_labels, bool),
+    )
+    names = tuple(str(number) for number in range(n_classes))
+    seconds = quickest(
+        lambda: learn(examples, names, multiple=False, block_sizes=HEAD_BLOCKS, pool=features[n_labels:])
+    )
+    return [measurement("fit a head", n_labels, n_classes, HEAD_BLOCKS, seconds)]
+
+
+def measure_wide_scoring(n_images: int, n_classes: int) -> list[Measurement]:
+    """Score rows of three blocks; the same few thousand again and again, as no store has to be read."""
+    features = make_features(min(n_images, CHUNK_SIZE), HEAD_BLOCKS, seed=0)
+    head = make_head(HEAD_BLOCKS, n_classes)
+
+    def score() -> None:
+        for rows in chunks(n_images):
+            head.logits(features[: rows.stop - rows.start])
+
+    return [measurement("score the pool", n_images, n_classes, HEAD_BLOCKS, quickest(score))]
+
+
+def measure_appending(root: str, n_images: int) -> list[Measurement]:
+    """Fill a store, then append as many images as are embedded at a time; both by the clock."""
+    store = FeatureFiles(Path(root))
+    seconds = 0.0
+    for rows in chunks(n_images):
+        features = make_features(rows.stop - rows.start, STORE_BLOCKS, seed=rows.start)
+        names = digests(range(rows.start, rows.stop))
+        started_s = time.perf_counter()
+        store.append(BACKBONE_DIGEST, names, features, block_sizes=STORE_BLOCKS)
+        seconds += time.perf_counter() - started_s
+    filled = measurement("store all", n_images, None, STORE_BLOCKS, seconds)
+    page = make_features(PAGE_SIZE, STORE_BLOCKS, seed=1)
+    pages = [digests(range(-PAGE_SIZE * (number + 1), -PAGE_SIZE * number)) for number in range(15)]
+    median_s = median_by_clock(
+        [lambda names=names: store.append(BACKBONE_DIGEST, names, page, block_sizes=STORE_BLOCKS) for names in pages]
+    )
+    return [filled, measurement(f"store {PAGE_SIZE} more", n_images, None, STORE_BLOCKS, median_s)]
+
+
+def measure_reading(root: str, n_images: int) -> list[Measurement]:
+    """Open a store, and look images up in it that lie anywhere."""
+    opened_s = quickest(lambda: FeatureFiles(Path(root)).read(BACKBONE_DIGEST, digests([0])))
+    opened = measurement("open the store", n_images, None, STORE_BLOCKS, opened_s)
+    store, random = FeatureFiles(Path(root)), np.random.default_rng(0)
+    store.count(BACKBONE_DIGEST)
+    pages = [digests(random.integers(0, n_images, PAGE_SIZE).tolist()) for _ in range(50)]
+    median_s = median_by_clock([lambda names=names: store.read(BACKBONE_DIGEST, names) for names in pages])
+    return [opened, measurement(f"look up {PAGE_SIZE}", n_images, None, STORE_BLOCKS, median_s)]
+
+
+def measure_scoring(root: str, n_images: int, n_classes: int) -> list[Measurement]:
+    """Read all rows from the store and score them."""
+    store, head = FeatureFiles(Path(root)), make_head(STORE_BLOCKS, n_classes)
+    read_s = score_s = 0.0
+    for rows in chunks(n_images):
+        names = digests(range(rows.start, rows.stop))
+        started_s = time.process_time()
+        features, _ = store.read(BACKBONE_DIGEST, names)
+        read_s += time.process_time() - started_s
+        started_s = time.process_time()
+        head.logits(features)
+        score_s += time.process_time() - started_s
+    scored = measurement("score the pool", n_images, n_classes, STORE_BLOCKS, score_s)
+    if n_classes > 10:
+        return [scored]
+    return [scored, measurement("read the pool", n_images, None, STORE_BLOCKS, read_s)]
+
+
+def measure_compacting(root: str, n_images: int) -> list[Measurement]:
+    """Remove every other image; by the clock."""
+    kept = digests(range(0, n_images, 2))
+    started_s = time.perf_counter()
+    FeatureFiles(Path(root)).compact(BACKBONE_DIGEST, kept)
+    seconds = time.perf_counter() - started_s
+    return [measurement("compact to half", n_images, None, STORE_BLOCKS, seconds)]
+
+
+def measurement(
+    what: str, n_images: int, n_classes: int | None, blocks: tuple[int, ...], seconds: float
+) -> Measurement:
+    return Measurement(
+        what=what,
+        n_images=n_images,
+        n_classes=n_classes,
+        n_features=sum(blocks),
+        seconds=seconds,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def quickest(work: Callable[[], object]) -> float:
+    """Return the fewest seconds of the processor that some rounds took."""
+    seconds: list[float] = []
+    while len(seconds) < ROUNDS and sum(seconds) < ROUNDS_BUDGET_S:
+        started_s = time.process_time()
+        work()
+        seconds.append(time.process_time() - started_s)
+    return min(seconds)
+
+
+def median_by_clock(works: Sequence[Callable[[], object]]) -> float:
+    seconds = []
+    for work in works:
+        started_s = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started_s)
+    return statistics.median(seconds)
+
+
+# --- what it is measured on
+
+
+def chunks(n_rows: int) -> Iterator[slice]:
+    for start in range(0, n_rows, CHUNK_SIZE):
+        yield slice(start, min(start + CHUNK_SIZE, n_rows))
+
+
+def digests(numbers: Sequence[int]) -> list[str]:
+    return [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers]
+
+
+def make_features(n_rows: int, blocks: tuple[int, ...], *, seed: int) -> NDArray[np.float16]:
+    return np.random.default_rng(seed).random((n_rows, sum(blocks)), np.float32).astype(np.float16)
+
+
+def make_head(blocks: tuple[int, ...], n_classes: int) -> Head:
+    random = np.random.default_rng(0)
+    return Head(
+        block_sizes=blocks,
+        centre=np.full(sum(blocks), 0.5, np.float32),
+        weight=random.standard_normal((sum(blocks), n_classes), np.float32),
+        bias=np.zeros(n_classes, np.float32),
+    )
+
+
+# --- what is shown
+
+
+def title(each: Measurement) -> str:
+    return f"{each.what}, {each.n_features} features" + (f", {each.n_classes} classes" if each.n_classes else "")
+
+
+def show(measurements: Sequence[Measurement]) -> None:
+    """Print a row for each thing measured: seconds and memory by images, and how the largest step compares."""
+    series: dict[str, dict[int, Measurement]] = defaultdict(dict)
+    for each in measurements:
+        series[title(each)][each.n_images] = each
+    sizes = sorted({each.n_images for each in measurements})
+    columns = (f"{size:,} images" for size in sizes)
+    table = Table("", *columns, "last step", title="Seconds and megabytes; the last step in times of linear")
+    for name, by_size in series.items():
+        cells = [
+            f"{by_size[size].seconds:.3g} s, {by_size[size].peak_bytes / 1e6:.0f} MB" if size in by_size else ""
+            for size in sizes
+        ]
+        table.add_row(name, *cells, f"{last_step(by_size):.2f}" if len(by_size) > 1 else "")
+    console = Console()
+    console.width = max(console.width, 150)
+    console.print(table)
+
+
+def last_step(by_size: dict[int, Measurement]) -> float:
+    """Return how much more the largest size costs than the one before, divided by how many more images it has."""
+    *_, smaller, larger = (by_size[size] for size in sorted(by_size))
+    return (larger.seconds / smaller.seconds) / (larger.n_images / smaller.n_images)
+
+
+def describe(sizes: Sequence[int], class_counts: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Return what one must know of the machine, the software and the command."""
+    return {
+        "benchmark": "benchmarks/growth.py",
+        "date": datetime.now(UTC).date().isoformat(),
+        "options": {"images": list(sizes), "classes": list(class_counts)},
+        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "threads": 1},
+        "load": round(os.getloadavg()[0], 1),
+        "wall_s": round(seconds),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "scipy")},
+    }
+
+
+if __name__ == "__main__":
+    main()
