@@ -44,12 +44,13 @@ def fastai_fine_tune(lesson: Lesson) -> Predict:
     set_seed(lesson.seed)
     train = lesson.split.train
     names = {
-        path: image.class_names if lesson.multiple else image.class_names[0]
+        path: list(image.class_names) if lesson.multiple else image.class_names[0]
         for path, image in zip(train.paths, train.labelled, strict=True)
     }
     vocabulary = list(lesson.class_names)
+    labels = MultiCategoryBlock(vocab=vocabulary) if lesson.multiple else CategoryBlock(vocab=vocabulary, sort=False)
     block = DataBlock(
-        blocks=(ImageBlock, MultiCategoryBlock(vocab=vocabulary) if lesson.multiple else _categories(vocabulary)),
+        blocks=(ImageBlock, labels),
         get_y=lambda path: names[path],
         splitter=lambda items: (list(range(len(items))), []),
         item_tfms=Resize(256),
@@ -60,10 +61,6 @@ def fastai_fine_tune(lesson: Lesson) -> Predict:
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(EPOCHS)
     return lambda paths: _predict(learner, paths)
-
-
-def _categories(vocabulary: list[str]) -> CategoryBlock:
-    return CategoryBlock(vocab=vocabulary, sort=False)
 
 
 def _architecture(lesson: Lesson) -> object:
