@@ -42,7 +42,7 @@ STATUS_OF = {
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Return the web application, ready to answer; nothing heavy is loaded."""
+    """Return the web application, ready to answer and to be forked; nothing heavy is loaded."""
     settings = settings or load_settings()
     configure_logs(settings.log_level)
     one_linear_algebra_thread()
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_error_handler(TandemError, answer_error)
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_surprise)
-    _ = container.database
+    container.warm_up_serving()
     return app
 
 

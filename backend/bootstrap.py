@@ -232,6 +232,13 @@ class Container:
             JobKind.PUSH: lambda project_id, report: self.pushing.run(project_id, report),
         }
 
+    def warm_up_serving(self) -> None:
+        """Do once what every web process forked afterwards would else do for itself, and leave nothing open."""
+        _ = self.prediction
+        with self.database.snapshot() as stores:
+            stores.projects.all()
+        self.database.close()
+
     def warm_up_training(self) -> None:
         """Import and open what a training needs, before there is one."""
         _ = self.training, self.database

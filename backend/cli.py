@@ -58,7 +58,7 @@ def serve(
     from backend.supervisor import Command, Supervisor
 
     settings = start("serve")
-    commands = [_embedder_command(), Command(name="web", arguments=_web_arguments(settings))]
+    commands = [_embedder_command(), Command(name="web", arguments=web_arguments(settings))]
     if worker:
         commands.append(_worker_command())
     Supervisor(commands).run()
@@ -321,7 +321,8 @@ def _worker_command() -> Command:
     return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", "--no-embedder"))
 
 
-def _web_arguments(settings: Settings) -> tuple[str, ...]:
+def web_arguments(settings: Settings) -> tuple[str, ...]:
+    """Return the command line of the web server."""
     return (
         *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
         *("--bind", f"{settings.host}:{settings.port}"),

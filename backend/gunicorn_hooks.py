@@ -1,10 +1,23 @@
-"""What gunicorn's master process does beside its own work; gunicorn reads this module as its configuration."""
+"""What gunicorn does beside serving; it reads this module as its configuration.
+
+The application is made once and then shared: a worker is a fork of gunicorn's master process, where no connection,
+file or thread of the application is open that a fork would break. Each worker opens its own when it needs them.
+"""
 
 from __future__ import annotations
 
+import gc
+
 from backend.processes import exit_with_parent
+
+preload_app = True
 
 
 def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn passes itself
     """End with the supervisor, even if that was killed: nothing may go on holding the port."""
     exit_with_parent()
+
+
+def pre_fork(server: object, worker: object) -> None:  # noqa: ARG001 - gunicorn passes itself and the worker
+    """Hide what there is from garbage collection: it writes to all it looks at, and shared pages are copied then."""
+    gc.freeze()

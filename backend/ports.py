@@ -253,6 +253,9 @@ class Database(Protocol):
     def revision(self) -> str:
         """Return a mark of the state, cheap to ask for: while it stays the same, nobody has committed anything."""
 
+    def close(self) -> None:
+        """Close all connections; who goes on opens new ones."""
+
 
 class FeatureStore(Protocol):
     """Float16 feature rows keyed by backbone digest and image digest."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -206,13 +206,15 @@ def guarded_connections(guard: AddressGuard, ca_file: str | None = None) -> Pool
 
     They know no proxy, cookie or password of the environment.
     """
-    connections = PoolManager(
-        num_pools=32,
-        maxsize=CONNECTIONS_PER_HOST,
-        ssl_context=ssl.create_default_context(cafile=ca_file or DEFAULT_CA_BUNDLE_PATH),
-    )
-    connections.pool_classes_by_scheme = {
-        "http": partial(_GuardedPool, guard=guard),  # type: ignore[dict-item]  # called like a class
-        "https": partial(_GuardedTlsPool, guard=guard),  # type: ignore[dict-item]
+
+    @cache
+    def tls() -> ssl.SSLContext:
+        # seven megabytes of certificates in each process, which many a one never needs
+        return ssl.create_default_context(cafile=ca_file or DEFAULT_CA_BUNDLE_PATH)
+
+    connections = PoolManager(num_pools=32, maxsize=CONNECTIONS_PER_HOST)
+    connections.pool_classes_by_scheme = {  # functions, called like classes
+        "http": partial(_GuardedPool, guard=guard),  # type: ignore[dict-item]
+        "https": lambda *args, **options: _GuardedTlsPool(*args, guard=guard, ssl_context=tls(), **options),  # type: ignore[dict-item]
     }
     return connections

@@ -74,15 +74,15 @@ class Tandem:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
         monkeypatch.setattr("backend.app.configure_logs", lambda _level: None)
         monkeypatch.setattr("backend.app.Container", self._keep)
-        app = create_app(Settings(model_dir=folder, **settings))  # type: ignore[arg-type]
         self.folder = folder
         self.images = FakeImages(folder / "fake images")
         self.embedder = FakeEmbedder()
-        self.container.__dict__ |= {"images": self.images, "embedder": self.embedder}
+        app = create_app(Settings(model_dir=folder, **settings))  # type: ignore[arg-type]
         self.client: FlaskClient = app.test_client()
 
     def _keep(self, settings: Settings) -> Container:
         self.container = Container(settings)
+        self.container.__dict__ |= {"images": self.images, "embedder": self.embedder}
         return self.container
 
     def replay(self, name: str) -> Any:

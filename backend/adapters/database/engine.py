@@ -119,7 +119,7 @@ class SqlDatabase:
             return self._revision.read()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; who goes on opens new ones."""
         self._revision.close()
         self._engine.dispose()
 
