@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
     )
     image_views: int = Field(
-        2, ge=1, le=2, description="2: an image's centre and the whole of it; 1: the centre only, embedded twice as fast"
+        2, ge=1, le=2, description="2: an image's centre and the whole; 1: the centre only, embedded twice as fast"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the backbone runs")
     train_min_labels: int = Field(4, ge=2, description="Labels before the first version")

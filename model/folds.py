@@ -12,7 +12,10 @@ learned. Such a group does not count.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +25,41 @@ from model.evaluation import Targets
 from model.head import AnyFloats, FloatArray
 
 N_FOLDS = 5
+JUDGING_FOLD = 0
+"""No network is ever fine-tuned on it."""
+EARLY_STOPPING_FOLD = 1
+"""Decides when to stop a fine-tuning."""
+SPLIT_FILE = "split.json"
 LARGEST_SHARE_OF_CLASS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSplit:
+    """Which labelled images a network was fine-tuned on, and which were held out; kept beside its weights."""
+
+    seen: frozenset[str]
+    held_out: frozenset[str]
+
+    @classmethod
+    def of(cls, digests: Sequence[str], folds: NDArray[np.intp]) -> NetworkSplit:
+        """Split by folds, (n,)."""
+        held_out = frozenset(digest for digest, fold in zip(digests, folds, strict=True) if fold == JUDGING_FOLD)
+        return cls(seen=frozenset(digests) - held_out, held_out=held_out)
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of a backbone."""
+        content = {"seen": sorted(self.seen), "held_out": sorted(self.held_out)}
+        (folder / SPLIT_FILE).write_text(json.dumps(content))
+
+    @classmethod
+    def read(cls, folder: Path) -> NetworkSplit:
+        """Read it from the folder of a backbone."""
+        content = json.loads((folder / SPLIT_FILE).read_text())
+        return cls(seen=frozenset(content["seen"]), held_out=frozenset(content["held_out"]))
+
+    def may_judge(self, digest: str) -> bool:
+        """Tell whether an image can judge the network, be it labelled then or later."""
+        return digest in self.held_out or (digest not in self.seen and fold_of(digest) == JUDGING_FOLD)
 
 
 def fold_of(image_digest: str, n_folds: int = N_FOLDS) -> int:

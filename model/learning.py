@@ -189,7 +189,7 @@ def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> 
         raise TooFewLabels(f"all labels are {class_names[int(targets[0])]!r}: label an image of another class")
 
 
-def _rarest_class(memberships: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _rarest_class(memberships: Targets) -> NDArray[np.intp]:
     """Return for each image its class that the fewest images have, (n,), and k where it has none."""
     n_classes = memberships.shape[1]
     sizes = np.where(memberships, memberships.sum(axis=0), len(memberships) + 1)

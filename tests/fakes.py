@@ -151,7 +151,8 @@ class FakeProject:
 class FakeGateway:
     """An in-memory Label Studio, with its habit of clearing the pointer to a version whose predictions are deleted.
 
-    ``error`` is what every call raises; ``no_webhooks`` what making or repairing one raises.
+    ``error`` is what every call raises; ``no_webhooks`` what making or repairing one raises; ``hidden_webhooks`` what
+    listing them raises.
     """
 
     PAGE_SIZE = 3
@@ -161,6 +162,7 @@ class FakeGateway:
         self.projects: dict[int, FakeProject] = {}
         self.error: LabelStudioError | None = None
         self.no_webhooks: LabelStudioError | None = None
+        self.hidden_webhooks: LabelStudioError | None = None
         self.calls: list[str] = []
         self.while_listing: Callable[[], None] = lambda: None
         self.after_import: Callable[[], None] = lambda: None
@@ -208,7 +210,10 @@ class FakeGateway:
             self.while_listing()
 
     def webhooks(self, project: int) -> list[Webhook]:
-        return list(self._open("webhooks", project).webhooks)
+        found = self._open("webhooks", project)
+        if self.hidden_webhooks:
+            raise self.hidden_webhooks
+        return list(found.webhooks)
 
     def create_webhook(self, project: int, url: str) -> None:
         found = self._open("create_webhook", project)

@@ -21,16 +21,16 @@ from backend.promotion import backbone_key, targets_of
 from model.backbones import Backbone, load_backbone, save_backbone
 from model.features import Engine, choose_device
 from model.finetuning import FineTuned, TrainingConfig, TrainingDiverged
-from model.launch import fit_on_all_devices
-from model.learning import fold_of
+from model.folds import NetworkSplit, fold_groups, fold_of
+from model.recipe import finetune
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from backend.services.training import Training, TrainingSet
 
 log = structlog.get_logger()
 
-EARLY_STOPPING_FOLD = 1
-"""Decides when to stop; Fold 0 only judges the result. The network learns from all others."""
 MAX_POOL = 2000
 CHUNK_SIZE = 256
 
@@ -82,7 +82,6 @@ class FineTuning:
         training_set = replace(training_set, labelled=labelled)
         config, tuned = self._fit(training_set, [labelled_paths[image.image_digest] for image in labelled], report)
         backbone = tuned.backbone
-        self._publish(backbone)
         engine = Engine(backbone, choose_device(self._settings.device))
         self._embed(engine, [tasks[digest] for digest in (*labelled_paths, *training_set.pool[:MAX_POOL])], report)
         training_set = self._training.with_features(training_set, backbone.digest)
@@ -106,35 +105,48 @@ class FineTuning:
     def _fit(
         self, training_set: TrainingSet, paths: Sequence[Path], report: ReportProgress
     ) -> tuple[TrainingConfig, FineTuned]:
-        folds = np.array([fold_of(image.image_digest) for image in training_set.labelled])
+        """Fine-tune, and publish the network with the images it was held back from."""
         weights = self._settings.weights
         backbone = load_backbone(
             self._settings.backbone,
             weights if weights in ("auto", "none") else Path(weights),
             n_views=self._settings.image_views,
         )
-        n_training = int((folds > EARLY_STOPPING_FOLD).sum())
-        n_classes = len(training_set.schema.class_names)
-        config = TrainingConfig.for_labels(n_training, n_classes, pretrained=backbone.pretrained)
+        digests = tuple(image.image_digest for image in training_set.labelled)
+        targets = targets_of(training_set.labelled, training_set.schema)
+        folds = self._folds(digests, targets, backbone)
+        device = choose_device(self._settings.device)
         try:
-            tuned = fit_on_all_devices(
+            config, tuned = finetune(
                 backbone,
                 paths,
-                targets_of(training_set.labelled, training_set.schema),
-                class_count=n_classes,
-                multiple=training_set.schema.multiple,
-                train=folds > EARLY_STOPPING_FOLD,
-                validation=folds == EARLY_STOPPING_FOLD,
-                device=choose_device(self._settings.device),
-                config=config,
+                targets,
+                folds,
+                class_count=len(training_set.schema.class_names),
+                device=device,
                 max_pixels=self._settings.max_image_pixels,
-                n_threads=1 if choose_device(self._settings.device) == "cpu" else None,
+                n_threads=1 if device == "cpu" else None,
                 on_progress=lambda done, total: report(Progress(done=done, total=total, unit="batches")),
                 resume_folder=self._resume_folder(training_set.project.id),
             )
         except (TrainingDiverged, ValueError) as error:
             raise JobFailed(f"fine-tuning did not work: {error}") from error
+        with self._artifacts.scratch() as folder:
+            save_backbone(tuned.backbone, folder)
+            NetworkSplit.of(digests, folds).write(folder)
+            self._artifacts.publish(backbone_key(tuned.backbone.digest), folder)
         return config, tuned
+
+    def _folds(
+        self, digests: tuple[str, ...], targets: NDArray[np.int64] | NDArray[np.bool_], backbone: Backbone
+    ) -> NDArray[np.intp]:
+        """Return the fold of each image, near-duplicates together where pretrained features are stored."""
+        folds = np.array([fold_of(digest) for digest in digests], dtype=np.intp)
+        features, found = self._features.read(backbone.digest, digests)
+        if found.any():
+            known = [digest for digest, here in zip(digests, found, strict=True) if here]
+            folds[found] = fold_groups(known, features, targets[found], backbone.block_sizes)
+        return folds
 
     def _bring_in(self, tasks: Sequence[Task]) -> dict[str, Path]:
         """Return image files by digest, fetching those that left the cache; images that are gone are left out."""
@@ -153,11 +165,6 @@ class FineTuning:
         except ImageError as error:
             log.warning("image left out of fine-tuning", task=task.id, reason=str(error))
             return None
-
-    def _publish(self, backbone: Backbone) -> None:
-        with self._artifacts.scratch() as folder:
-            save_backbone(backbone, folder)
-            self._artifacts.publish(backbone_key(backbone.digest), folder)
 
     def _embed(self, engine: Engine, tasks: Sequence[Task], report: ReportProgress) -> None:
         """Store the new network's features of these tasks' images, where they are not stored yet."""

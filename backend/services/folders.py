@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,15 +19,16 @@ from backend.promotion import metrics_of, targets_of
 from model.backbones import Backbone, load_backbone
 from model.evaluation import Report, compare, evaluate
 from model.features import Engine, choose_device
-from model.finetuning import TrainingConfig, TrainingDiverged
+from model.finetuning import TrainingDiverged
+from model.folds import JUDGING_FOLD, N_FOLDS, fold_groups, fold_of
 from model.inference import Predictor
-from model.launch import fit_on_all_devices
-from model.learning import N_FOLDS, Examples, Learned, TooFewLabels, fold_of, learn
+from model.learning import Examples, Learned, TooFewLabels, learn
+from model.recipe import finetune
 
 log = structlog.get_logger()
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-JUDGING_FOLD, EARLY_STOPPING_FOLD, TEST_FOLD = 0, 1, N_FOLDS - 1
+TEST_FOLD = N_FOLDS - 1
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of the step, what is done of it, and how much it is in all."""
@@ -88,9 +89,18 @@ class LabelledFolder:
         )
 
     @property
-    def folds(self) -> NDArray[np.int64]:
-        """The fold of each image, shape (n,)."""
-        return np.array([fold_of(image.image_digest) for image in self.labelled], dtype=np.int64)
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each image's content, in hex."""
+        return tuple(image.image_digest for image in self.labelled)
+
+    @property
+    def folds(self) -> NDArray[np.intp]:
+        """The fold of each image by its content alone, shape (n,)."""
+        return self.folds_from({})
+
+    def folds_from(self, known: Mapping[str, int]) -> NDArray[np.intp]:
+        """Return the fold of each image, shape (n,): the known one of its digest, or else by its content alone."""
+        return np.array([known.get(digest, fold_of(digest)) for digest in self.digests], dtype=np.intp)
 
 
 def read_folder(folder: Path, schema: LabelSchema | None = None) -> LabelledFolder:
@@ -148,7 +158,7 @@ def fit_folder(
     if len(train.paths) >= settings.finetune_min_labels:
         finetune_started_s = time.perf_counter()
         try:
-            tuned = contest.enter(contest.finetune(backbone), VersionKind.FINETUNE)
+            tuned = contest.enter(contest.finetune(backbone, best), VersionKind.FINETUNE, best.folds)
         except (TrainingDiverged, ValueError) as error:
             raise TrainingImpossible(f"fine-tuning did not work: {error}") from error
         finetune_s = time.perf_counter() - finetune_started_s
@@ -170,9 +180,13 @@ def fit_folder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """A backbone with a head learned on its features; ``test_features`` are those of the readable test images."""
+    """A backbone with a head learned on its features; ``test_features`` are those of the readable test images.
+
+    ``folds`` are those of the training images, by their digests: near-duplicates share one.
+    """
 
     kind: VersionKind
+    folds: Mapping[str, int]
     learned: Learned
     test_features: NDArray[np.float16]
     test: LabelledFolder
@@ -190,21 +204,27 @@ class Contest:
     settings: FolderSettings
     on_progress: OnProgress
 
-    def enter(self, backbone: Backbone, kind: VersionKind) -> Contestant:
-        """Embed everything with a backbone and learn a head."""
+    def enter(self, backbone: Backbone, kind: VersionKind, folds: Mapping[str, int] | None = None) -> Contestant:
+        """Embed everything with a backbone and learn a head; a fine-tuned one is judged on the judging fold alone."""
         started_s = time.perf_counter()
         engine = Engine(backbone, choose_device(self.settings.device))
         features, train = self._embed(engine, self.train)
         test_features, test = self._embed(engine, self.test)
         pool = self._features(engine, self.pool, "embed the pool")[0]
         embedded_s = time.perf_counter()
-        judged = np.ones(len(train.paths), dtype=bool) if kind is VersionKind.HEAD else train.folds == JUDGING_FOLD
+        targets = targets_of(train.labelled, train.schema)
+        if folds is None:
+            grouped = fold_groups(train.digests, features, targets, backbone.block_sizes)
+            folds = dict(zip(train.digests, grouped.tolist(), strict=True))
+            judged = np.ones(len(train.paths), dtype=bool)
+        else:
+            judged = train.folds_from(folds) == JUDGING_FOLD
         try:
             learned = learn(
                 Examples(
                     features=features,
-                    targets=targets_of(train.labelled, train.schema),
-                    digests=tuple(image.image_digest for image in train.labelled),
+                    targets=targets,
+                    digests=train.digests,
                     judged=judged,
                 ),
                 train.schema.class_names,
@@ -217,6 +237,7 @@ class Contest:
             raise TrainingImpossible(str(error)) from error
         return Contestant(
             kind=kind,
+            folds=folds,
             learned=learned,
             test_features=test_features,
             test=test,
@@ -224,27 +245,21 @@ class Contest:
             head_s=time.perf_counter() - embedded_s,
         )
 
-    def finetune(self, backbone: Backbone) -> Backbone:
+    def finetune(self, backbone: Backbone, plain: Contestant) -> Backbone:
         """Fine-tune a backbone on the training images that neither judge nor decide when to stop."""
-        folds = self.train.folds
-        n_classes = len(self.train.schema.class_names)
-        config = TrainingConfig.for_labels(
-            int((folds > EARLY_STOPPING_FOLD).sum()), n_classes, pretrained=backbone.pretrained
-        )
-        return fit_on_all_devices(
+        _, tuned = finetune(
             backbone,
             self.train.paths,
             targets_of(self.train.labelled, self.train.schema),
-            class_count=n_classes,
-            multiple=self.train.schema.multiple,
-            train=folds > EARLY_STOPPING_FOLD,
-            validation=folds == EARLY_STOPPING_FOLD,
+            self.train.folds_from(plain.folds),
+            class_count=len(self.train.schema.class_names),
             device=choose_device(self.settings.device),
-            config=replace(config, seed=self.settings.seed),
             max_pixels=self.settings.max_image_pixels,
             n_threads=None,
             on_progress=lambda done, total: self.on_progress("fine-tune", done, total),
-        ).backbone
+            seed=self.settings.seed,
+        )
+        return tuned.backbone
 
     def better(self, tuned: Contestant, plain: Contestant) -> Contestant:
         """Return the fine-tuned contestant if it is better on the images that neither was trained on."""

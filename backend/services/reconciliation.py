@@ -133,8 +133,8 @@ class Reconciliation:
             return ["set PUBLIC_URL to how Label Studio reaches Tandem: without it the webhook cannot be checked"]
         url = f"{self._public_url}/webhook"
         label_studio_id = project.identity.label_studio_id
-        webhook = next((hook for hook in gateway.webhooks(label_studio_id) if hook.url.rstrip("/") == url), None)
         try:
+            webhook = next((hook for hook in gateway.webhooks(label_studio_id) if hook.url.rstrip("/") == url), None)
             if webhook is None:
                 gateway.create_webhook(label_studio_id, url)
                 log.warning("webhook was missing and has been created", project=project.id, url=url)
@@ -143,8 +143,8 @@ class Reconciliation:
                 log.warning("webhook has been repaired", project=project.id, url=url)
         except LabelStudioError as error:
             problem = (
-                f"Label Studio makes no webhook to {url}: {error}. Labels come in by reconciliation only. Private "
-                "addresses need SSRF_PROTECTION_ENABLED=false on Label Studio, and a host name needs a dot in it"
+                f"the webhook to {url} cannot be checked or made: {error}. Labels come in by reconciliation only. "
+                "Private addresses need SSRF_PROTECTION_ENABLED=false on Label Studio, and a host name needs a dot in it"
             )
             log.error("webhook cannot be made", project=project.id, problem=problem)
             return [problem]

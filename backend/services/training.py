@@ -33,7 +33,8 @@ from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportPr
 from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, metrics_of, targets_of, version_key
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, save_checkpoint
-from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
+from model.folds import NetworkSplit
+from model.learning import Examples, Learned, TooFewLabels, learn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_POOL_IMAGES = 20_000
-HELD_OUT_FOLD = 0
-"""The fold that no network is ever fine-tuned on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +292,8 @@ class Training:
         """Tell which images may judge: all of them, unless the backbone was fine-tuned on some."""
         if not self._artifacts.keys(backbone_key(backbone_digest)):
             return np.ones(len(digests), dtype=bool)
-        return np.array([fold_of(digest) == HELD_OUT_FOLD for digest in digests], dtype=bool)
+        split = NetworkSplit.read(self._artifacts.fetch(backbone_key(backbone_digest)))
+        return np.array([split.may_judge(digest) for digest in digests], dtype=bool)
 
     def _load_active(self, training_set: TrainingSet) -> ActiveVersion | None:
         """Return the active version; one that cannot be read any more is as good as none."""

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from model import folds
-from model.folds import first_digests, fold_groups, fold_of
+from model.folds import JUDGING_FOLD, NetworkSplit, first_digests, fold_groups, fold_of
 from tests.unit.model.test_duplicates import BLOCK_SIZES, doubles_of, make_images
 
 
@@ -68,3 +70,14 @@ def test_a_few_of_a_large_class_are() -> None:
 def test_more_images_than_can_be_compared_keep_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folds, "MAX_IMAGES", 3)
     assert first_digests(["d", "c", "b", "a"], np.ones((4, 2), np.float32), np.zeros(4, int)) == ["d", "c", "b", "a"]
+
+
+def test_who_may_judge_a_network(tmp_path: Path) -> None:
+    digests = [f"{number:064x}" for number in range(60)]
+    numbers = np.arange(40) % 5
+    split = NetworkSplit.of(digests[:40], numbers)
+    split.write(tmp_path)
+    assert NetworkSplit.read(tmp_path) == split
+    assert [split.may_judge(digest) for digest in digests[:40]] == (numbers == JUDGING_FOLD).tolist()
+    later = digests[40:]
+    assert [split.may_judge(digest) for digest in later] == [fold_of(digest) == JUDGING_FOLD for digest in later]

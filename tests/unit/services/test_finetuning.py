@@ -15,6 +15,8 @@ from backend.errors import ImageNotFound, JobCancelled, JobFailed, TrainingImpos
 from backend.promotion import backbone_key
 from backend.services import finetuning
 from backend.services.finetuning import FineTuning, FineTuningSettings
+from model.backbones import load_backbone
+from model.folds import NetworkSplit
 from model.training import TrainingConfig
 from tests.world import PROJECT, World, pets
 
@@ -133,6 +135,23 @@ def test_a_training_that_does_not_work_is_a_failure(
     def diverge(*_: object, **__: object) -> None:
         raise finetuning.TrainingDiverged("the loss is not a number")
 
-    monkeypatch.setattr(finetuning, "fit_on_all_devices", diverge)
+    monkeypatch.setattr(finetuning, "finetune", diverge)
     with pytest.raises(JobFailed, match="the loss is not a number"):
         service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+
+
+def test_a_network_never_sees_the_double_of_an_image_that_judges_it(shown: World, tmp_path: Path) -> None:
+    digests = sorted(task.image_digest or "" for task in shown.tasks.values())
+    pretrained = load_backbone("resnet18", "none", n_views=1)
+    features = np.random.default_rng(0).random((len(digests) // 2, pretrained.n_features)).repeat(2, axis=0)
+    shown.features.append(
+        pretrained.digest, digests[: len(features)], features.astype(np.float16), block_sizes=pretrained.block_sizes
+    )
+    service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    candidate = shown.versions[0]
+    split = NetworkSplit.read(shown.artifacts.fetch(backbone_key(candidate.backbone_digest)))
+    assert len(split.seen) + len(split.held_out) == N
+    assert candidate.n_validation == len(split.held_out)
+    for first, second in zip(digests[::2], digests[1::2], strict=True):
+        if {first, second} <= split.seen | split.held_out:
+            assert (first in split.seen) == (second in split.seen)

@@ -243,6 +243,14 @@ class TestConnection:
         connected.sync()
         assert connected.project.problems == ()
 
+    def test_labels_come_though_the_webhooks_may_not_be_listed(self, connected: World) -> None:
+        connected.gateway.hidden_webhooks = LabelStudioRejected("You do not have permission", status=403)
+        fill(connected, 4)
+        connected.sync()
+        (problem,) = connected.project.problems
+        assert "You do not have permission" in problem
+        assert len(connected.annotations) == 4
+
     def test_without_a_public_url_the_webhook_cannot_be_checked(self, connected: World) -> None:
         blind = Reconciliation(
             connected.database, connected.gateway, connected.clock, connected.scheduler, public_url=None

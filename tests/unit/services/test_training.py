@@ -16,7 +16,7 @@ from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
 from model.checkpoint import load_out_of_fold, load_version_report
 from model.learned import OutOfFold
-from model.learning import fold_of
+from model.folds import NetworkSplit
 from model.reports import VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
@@ -176,8 +176,11 @@ class TestMoreLabels:
 
     def test_on_a_fine_tuned_backbone_only_images_it_never_saw_judge(self, world: World) -> None:
         world.learn(pets(40))
+        digests = [task.image_digest or "" for task in world.tasks.values()]
+        held_out = set(digests[:12])
+        split = NetworkSplit(seen=frozenset(digests[12:]), held_out=frozenset(held_out))
         with world.artifacts.scratch() as folder:
-            (folder / "backbone.json").write_text("{}")
+            split.write(folder)
             world.artifacts.publish(backbone_key("f" * 64), folder)
         world.embedder.finetuned.add("f" * 64)
         with world.database.transaction() as stores:
@@ -186,9 +189,6 @@ class TestMoreLabels:
         world.fit()
         newest = world.versions[0]
         assert newest.backbone_digest == "f" * 64
-        held_out = {
-            task.image_digest for task in world.tasks.values() if task.image_digest and fold_of(task.image_digest) == 0
-        }
         out_of_fold: OutOfFold = load_out_of_fold(world.artifacts.fetch(version_key(PROJECT, newest.name)))
         assert set(out_of_fold.digests) == held_out
         assert newest.n_validation == len(held_out) < newest.n_labels == 40
