@@ -15,8 +15,8 @@ from backend.domain import JobKind, LabelConfig, ModelVersion, Suggestion, Versi
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
 from model.checkpoint import load_out_of_fold, load_version_report
-from model.learned import OutOfFold
 from model.folds import NetworkSplit
+from model.learned import OutOfFold
 from model.reports import VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
