@@ -42,7 +42,9 @@ def measure_embedding(backbone: Backbone, sources: Sequence[Path], device: str, 
     engine, spec = Engine(backbone, device), backbone.input_spec
     size = min(engine.batch_size, len(sources))
     n_images = len(sources) // size * size
-    pixels = np.stack([to_pixels(source, spec, max_pixels=MAX_PIXELS) for source in sources[:size]])
+    stacked = np.stack([to_pixels(source, spec, max_pixels=MAX_PIXELS) for source in sources[:size]])
+    # where the engine puts them too
+    pixels = torch.from_numpy(stacked).pin_memory().numpy() if device == "cuda" else stacked
     dtype = torch.bfloat16 if bfloat16_pays(device) else torch.float32
     network = copy.deepcopy(backbone.network).to(device, dtype).to(memory_format=torch.channels_last)
     images = normalise(pixels, spec, device).to(dtype)

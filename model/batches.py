@@ -27,7 +27,7 @@ N_IMAGES_AHEAD_PER_THREAD = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The readable images of a batch, maybe none, on the device.
+    """The readable images of a batch, maybe none, on the device if there was room already.
 
     ``pixels`` uint8 (n_samples, height, width, 3); ``targets`` (n_samples, n_classes).
     """
@@ -138,9 +138,11 @@ class ImageLoader:
         """Copy a batch to the GPU beside what that computes; nobody but this thread waits for it."""
         if self._copying is None:
             return batch
-        with torch.cuda.stream(self._copying):
-            copied = Batch(
-                pixels=batch.pixels.to(self._device, non_blocking=True), targets=batch.targets.to(self._device)
-            )
+        try:
+            with torch.cuda.stream(self._copying):
+                pixels = batch.pixels.to(self._device, non_blocking=True)
+                copied = Batch(pixels=pixels, targets=batch.targets.to(self._device))
+        except torch.OutOfMemoryError:
+            return batch  # the network needs all the memory just now; when it is this batch's turn, there is room
         self._copying.synchronize()
         return copied

@@ -73,11 +73,12 @@ class Execution:
 
     def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""
-        if self.device.type == "cuda":
-            for tensor in (batch.pixels, batch.targets):
+        for tensor in (batch.pixels, batch.targets):
+            if tensor.is_cuda:
                 # the loader's stream owns this memory: it must not fill it anew before ours has read it
                 tensor.record_stream(torch.cuda.current_stream(self.device))
-        return normalise(batch.pixels, self._spec, self.device), batch.targets
+        images = normalise(batch.pixels, self._spec, self.device)
+        return images, batch.targets.to(self.device, non_blocking=True)
 
     def precision(self) -> torch.autocast:
         """Return the context that forward passes belong in."""
