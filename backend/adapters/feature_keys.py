@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import numpy as np
@@ -19,17 +20,19 @@ def to_keys(image_digests: Collection[str]) -> Keys:
     Raises:
         ValueError: one is not a SHA-256 in hex.
     """
-    for digest in image_digests:
-        if len(digest) != 2 * KEY_BYTES or not digest.isalnum():
-            raise ValueError(f"{digest!r} is not a SHA-256 in hex")
-    return np.frombuffer(bytes.fromhex("".join(image_digests)), np.uint8).reshape(-1, KEY_BYTES)
+    keys = bytes.fromhex("".join(image_digests))
+    # White space, which ``fromhex`` passes over, would make the keys shorter than they should be.
+    if set(map(len, image_digests)) - {2 * KEY_BYTES} or len(keys) != KEY_BYTES * len(image_digests):
+        wrong = next(digest for digest in image_digests if not re.fullmatch(r"[0-9a-fA-F]{64}", digest))
+        raise ValueError(f"{wrong!r} is not a SHA-256 in hex")
+    return np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
 
 
 class KeyIndex:
     """Row numbers by key.
 
     Most keys are in an array sorted by their first eight bytes, 16 bytes of memory a row; those appended lately
-    are in a dict until they are many enough for the array to be worth sorting again.
+    are in a dict until they are many enough to be worth merging into the array.
     """
 
     def __init__(self) -> None:
@@ -42,9 +45,11 @@ class KeyIndex:
         """Take in the rows after those known; ``keys`` are those of all rows."""
         n_sorted = len(self._prefixes)
         if len(keys) - n_sorted > 4096 + n_sorted // 16:
-            prefixes = _prefixes(keys)
-            self._row_numbers = np.argsort(prefixes, kind="stable")
-            self._prefixes = prefixes[self._row_numbers]
+            new = _prefixes(keys[n_sorted:])
+            order = np.argsort(new)
+            positions = np.searchsorted(self._prefixes, new[order])
+            self._prefixes = np.insert(self._prefixes, positions, new[order])
+            self._row_numbers = np.insert(self._row_numbers, positions, n_sorted + order)
             self._recent = {}
         else:
             for row_number in range(self._n_rows, len(keys)):
@@ -55,7 +60,10 @@ class KeyIndex:
         """Return the row number of each wanted key, shape (n_wanted,), -1 where there is none."""
         row_numbers = np.full(len(wanted), -1, np.int64)
         prefixes = _prefixes(wanted)
-        positions = np.searchsorted(self._prefixes, prefixes)
+        # In order, because then the search runs through memory in one direction.
+        order = np.argsort(prefixes)
+        positions = np.empty(len(wanted), np.int64)
+        positions[order] = np.searchsorted(self._prefixes, prefixes[order])
         pending = np.arange(len(wanted))
         while pending.size:
             # Different keys may share a prefix: step through its run until the whole key is equal.

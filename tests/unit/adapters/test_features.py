@@ -111,6 +111,8 @@ def test_block_sizes_are_kept(tmp_path):
         (["abc"], np.ones((1, 4), np.float16)),
         (["g" * 64], np.ones((1, 4), np.float16)),
         ([" " * 64], np.ones((1, 4), np.float16)),
+        (["a" * 62 + "  "], np.ones((1, 4), np.float16)),
+        (["a" * 63, "a" * 65], np.ones((2, 4), np.float16)),
     ],
 )
 def test_malformed_rows_and_digests_are_refused(tmp_path, keys, features):
