@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 N_LOADED_VERSIONS = 16
-N_KEPT_RESULTS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,11 @@ class Answer:
 
     schema: LabelSchema | None
     results: tuple[Suggestion | NoSuggestion, ...]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the database alone decides it: a refusal may depend on more, and the next answer be better."""
+        return all(isinstance(result, Suggestion) for result in self.results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,29 +68,6 @@ class Known:
     project: Project
     active: ModelVersion | None
     tasks: tuple[Task, ...]
-
-
-class KeptAnswers:
-    """Answers since the state last changed: until it changes again, the same question has the same answer."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._revision = ""
-        self._answers: dict[Question, Answer] = {}
-        self._n_results = 0
-
-    def find(self, revision: str, question: Question) -> Answer | None:
-        """Return what was answered while the state had this revision, if anything."""
-        with self._lock:
-            return self._answers.get(question) if revision == self._revision else None
-
-    def keep(self, revision: str, question: Question, answer: Answer) -> None:
-        """Remember an answer given when the state had this revision, or a later one."""
-        with self._lock:
-            if revision != self._revision or self._n_results >= N_KEPT_RESULTS:
-                self._revision, self._answers, self._n_results = revision, {}, 0
-            self._answers[question] = answer
-            self._n_results += len(answer.results)
 
 
 class FeatureSource(Protocol):
@@ -119,29 +100,17 @@ class Prediction:
         self._timeout_s = timeout_s
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
-        self._kept = KeptAnswers()
 
     def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
-        """Return one suggestion, or the reason for none, per task and in the same order.
-
-        A full answer is given again while the database is as it was; a refusal may depend on more than that.
-        """
+        """Return one suggestion, or the reason for none, per task and in the same order."""
         deadline_s = time.monotonic() + self._timeout_s
         minute = self._clock.now().replace(second=0, microsecond=0)
-        question = Question(snapshot=snapshot, tasks=tuple(tasks), minute=minute)
-        revision = self._database.revision()
-        kept = self._kept.find(revision, question)
-        if kept is not None:
-            return kept
-        known = self._look_up(question)
+        known = self._look_up(Question(snapshot=snapshot, tasks=tuple(tasks), minute=minute))
         results = self._results(known, deadline_s)
-        answer = Answer(schema=known.project.schema, results=tuple(results))
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():
             log.info("no suggestion", project=known.project.id, n_tasks=n_tasks, reason=reason)
-        if not refused:
-            self._kept.keep(revision, question, answer)
-        return answer
+        return Answer(schema=known.project.schema, results=tuple(results))
 
     def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
         project, active, tasks = known.project, known.active, known.tasks

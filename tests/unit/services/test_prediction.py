@@ -98,7 +98,7 @@ class TestSuggestions:
 
 
 class TestKnownQuestions:
-    """Questions that tell nothing new only read, and the same one is answered once until something changes."""
+    """Questions that tell nothing new only read."""
 
     def test_they_write_nothing(self, world: World) -> None:
         world.learn(pets(12))
@@ -106,11 +106,6 @@ class TestKnownQuestions:
         before = world.database.revision()
         assert reasons(world.predict(make_task(2), make_task(4))) == []
         assert world.database.revision() == before
-
-    def test_the_same_one_has_the_same_answer(self, world: World) -> None:
-        world.learn(pets(12))
-        world.predict(make_task(2))
-        assert world.predict(make_task(2)) is world.predict(make_task(2))
 
     def test_a_rollback_in_another_process_shows_at_once(self, world: World) -> None:
         first, second = world.learn(pets(8)), world.learn(pets(8, start=9))
@@ -132,13 +127,11 @@ class TestKnownQuestions:
         assert reasons(world.predict(make_task(2))) == []
         assert 2 in world.tasks
 
-    def test_a_refusal_is_not_kept(self, world: World) -> None:
+    def test_a_refusal_is_not_final(self, world: World) -> None:
         world.learn(pets(12))
-        world.predict(make_task(20))
         world.embedder.down = True
-        assert len(reasons(world.predict(make_task(21)))) == 1
-        world.embedder.down = False
-        assert reasons(world.predict(make_task(21))) == []
+        assert world.predict(make_task(2)).is_final
+        assert not world.predict(make_task(2), make_task(21)).is_final
 
     def test_when_somebody_last_asked_is_known_to_the_minute(self, world: World) -> None:
         world.learn(pets(12))
@@ -146,16 +139,6 @@ class TestKnownQuestions:
             world.clock.forward(seconds)
             world.predict(make_task(2))
             assert world.project.predict_at == NOON + timedelta(minutes=minutes)
-
-    def test_the_oldest_answers_make_room(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("backend.services.prediction.N_KEPT_RESULTS", 2)
-        world.learn(pets(12))
-        world.predict(make_task(2))
-        first = world.predict(make_task(2))
-        for task_id in (4, 6, 8):
-            assert world.predict(make_task(task_id)) is world.predict(make_task(task_id))
-        assert world.predict(make_task(2)) == first
-        assert world.predict(make_task(2)) is not first
 
 
 class TestNoSuggestions:
