@@ -28,7 +28,13 @@ def main() -> None:
         from backend.embedding_server import EmbeddingServer
 
         server = EmbeddingServer(settings, LocalArtifacts(Path(settings.resolved_artifacts_url)))
-        log.info("embedder ready", backbone=settings.backbone, digest=server.base_digest[:8], note=server.note)
+        log.info(
+            "embedder ready",
+            backbone=settings.backbone,
+            runtime=server.runtime_name,
+            digest=server.base_digest[:8],
+            note=server.note,
+        )
         server.serve(embedder_address(settings.model_dir))
 
 

@@ -56,6 +56,7 @@ class EmbeddingServer:
         self.base_digest = backbone.digest
         self.note = backbone.note
         self._base = Engine(backbone, self._device)
+        self.runtime_name = self._base.runtime.name
         self._finetuned: OrderedDict[str, Engine] = OrderedDict()
         self._waiting: queue.PriorityQueue[MicroBatch] = queue.PriorityQueue()
         self._numbers = itertools.count()

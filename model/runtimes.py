@@ -51,23 +51,24 @@ class WrongConversion(Exception):
 
 def choose_runtime(backbone: Backbone, device: str) -> Runtime:
     """Return the fastest runtime there is here for a backbone on a device, ``cpu`` or ``cuda``."""
+    bfloat16 = bfloat16_pays(device)
     if device == "cpu" and importlib.util.find_spec("openvino"):
         try:
-            return OpenvinoRuntime(backbone)
+            return OpenvinoRuntime(backbone, bfloat16=bfloat16)
         except Exception as error:  # noqa: BLE001 - whatever a conversion fails with, torch runs the network
             _log.warning("OpenVINO cannot run this network, torch does", backbone=backbone.name, error=repr(error))
-    return TorchRuntime(backbone, device)
+    return TorchRuntime(backbone, device, bfloat16=bfloat16)
 
 
 class TorchRuntime:
-    """torch with channels-last memory, and in bfloat16 where that is fast."""
+    """torch on ``cpu`` or ``cuda``, with channels-last memory."""
 
-    def __init__(self, backbone: Backbone, device: str = "cpu") -> None:
+    def __init__(self, backbone: Backbone, device: str = "cpu", *, bfloat16: bool) -> None:
+        self.name = f"torch {'bfloat16' if bfloat16 else 'float32'}"
         self._spec = backbone.input_spec
         self._device = device
-        self._bfloat16 = bfloat16_pays(device)
-        self._network = _prepared(backbone.network, device, bfloat16=self._bfloat16)
-        self.name = f"torch {'bfloat16' if self._bfloat16 else 'float32'}"
+        self._bfloat16 = bfloat16
+        self._network = _prepared(backbone.network, device, bfloat16=bfloat16)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features of images; the copy to a GPU is asynchronous when they lie in pinned memory."""
@@ -77,7 +78,7 @@ class TorchRuntime:
 
 
 class OpenvinoRuntime:
-    """OpenVINO on the processor, in bfloat16 where that is fast.
+    """OpenVINO on the processor.
 
     Each thread runs images of its own, one at a time: for OpenVINO larger batches are not faster, and several threads
     on one image would wait for each other.
@@ -87,13 +88,12 @@ class OpenvinoRuntime:
         WrongConversion: features of the converted network are not those of the original.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, bfloat16: bool) -> None:
         openvino = _import_openvino()
         size = backbone.input_spec.crop_size
         probe = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         original = _FromPixels(backbone.network, backbone.input_spec)
         n_threads = torch.get_num_threads()
-        bfloat16 = bfloat16_pays("cpu")
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": n_threads,
