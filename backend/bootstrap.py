@@ -30,6 +30,7 @@ from backend.services.projects import Projects
 from backend.services.pushing import Pushing
 from backend.services.reconciliation import Reconciliation
 from backend.services.retention import Retention
+from backend.services.review import Review
 from backend.settings import Settings
 from backend.worker import Lane, Worker
 
@@ -220,6 +221,11 @@ class Container:
     def projects(self) -> Projects:
         """What people see and ask for."""
         return Projects(self.database, self.artifacts, self.clock, self.policy)
+
+    @cached_property
+    def review(self) -> Review:
+        """What to look at again, and what more labels would bring."""
+        return Review(self.database, self.artifacts)
 
     @cached_property
     def job_handlers(self) -> dict[JobKind, Callable[[int, ReportProgress], str]]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from backend.domain import Job, JobStatus, Suggestion, VersionKind
 from backend.errors import ConfigurationError, InvalidRequest, TandemError
 from backend.logs import configure_logs
 from backend.settings import Settings, load_settings
+from backend.terminal import messages, output, progress_bar, show
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
@@ -33,8 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-output = Console()
-messages = Console(stderr=True)
 
 ProjectArgument = Annotated[int, typer.Argument(help="The project, by Tandem's id (tandem status lists them).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -166,6 +159,42 @@ def status(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def suspects(
+    project: ProjectArgument,
+    limit: Annotated[int, typer.Option(min=1, help="How many to show at most.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """List the labels that are probably wrong, the most probable first, and say how far annotators agree."""
+    from backend.routes.api import encode_label_review
+
+    review = make_container(start()).review.suspects(project)
+    encoded = encode_label_review(review, limit)
+    if as_json:
+        show(encoded, as_json=True)
+        return
+    if encoded["suspects"]:
+        show([each | {"confidence": round(each["confidence"], 3)} for each in encoded["suspects"]], as_json=False)
+    output.print(f"{len(review.suspects)} of {review.n_checked} labels are suspect")
+    agreement = review.agreement
+    if agreement.share is not None:
+        output.print(
+            f"annotators agree on {agreement.share:.0%} of the {agreement.n_tasks} tasks that several answered"
+        )
+
+
+@app.command()
+def forecast(project: ProjectArgument, as_json: JsonOption = False) -> None:
+    """Say what more labels would bring."""
+    from backend.routes.api import encode_forecast
+
+    expected = make_container(start()).review.forecast(project)
+    if as_json:
+        show(encode_forecast(expected), as_json=True)
+    else:
+        output.print(expected.sentence)
+
+
+@app.command()
 def fit(
     folder: Annotated[Path, typer.Argument(help="A sub-folder per class, or labels.csv with columns file,labels.")],
     pool: Annotated[Path | None, typer.Option(help="A folder of unlabelled images, which help.")] = None,
@@ -246,21 +275,6 @@ def make_container(settings: Settings) -> Container:
     return Container(settings)
 
 
-def show(rows: Any, as_json: bool) -> None:
-    """Print JSON, or a table of rows that share their keys."""
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-        return
-    if not rows:
-        output.print("nothing yet")
-        return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*(column.replace("_", " ") for column in columns))
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    output.print(table)
-
-
 def show_job(container: Container, job: Job, wait: bool, as_json: bool) -> None:
     """Print a job; with ``wait``, follow it to its end and exit with 1 if it did not succeed."""
     from backend.routes.api import encode_job
@@ -283,25 +297,6 @@ def _follow(container: Container, job: Job) -> Job:
             time.sleep(0.3)
             job = container.projects.job(job.id)
     return job
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on a terminal's standard error; call what is given with step, done and total."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        bar = progress.add_task("starting", total=None)
-
-        def on_progress(step: str, done: int, total: int) -> None:
-            progress.update(bar, description=step, completed=done, total=total or None)
-
-        yield on_progress
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return escape(", ".join(map(str, value)))
-    return "" if value is None else escape(str(value))
 
 
 def _embedder_command() -> Command:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flask import Blueprint, Response, request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from backend.domain import Job, ModelVersion, VersionKind
 from backend.errors import InvalidRequest, NotFound
 from backend.routes.drawings import reliability_svg
 from backend.services.projects import ProjectOverview, VersionDetail
+from backend.services.review import LabelReview
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from backend.bootstrap import Container
     from model.evaluation import Report
+    from model.forecast import Forecast
     from model.reports import VersionReport
 
 Json = dict[str, Any]
@@ -37,6 +41,14 @@ class RollbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: str
+
+
+class SuspectsRequest(BaseModel):
+    """``GET /api/projects/{id}/suspects?limit=100``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: PositiveInt = 100
 
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -74,6 +86,7 @@ def api_blueprint(container: Container) -> Blueprint:
         return encode_job(container.projects.cancel(job_id), container.clock.now())
 
     _add_versions(routes, container)
+    _add_review(routes, container)
     return routes
 
 
@@ -99,10 +112,32 @@ def _add_versions(routes: Blueprint, container: Container) -> None:
         return encode_version(container.training.rollback(project_id, _parse(RollbackRequest).version))
 
 
+def _add_review(routes: Blueprint, container: Container) -> None:
+    @routes.get("/projects/<int:project_id>/suspects")
+    def suspects(project_id: int) -> Json:
+        limit = _parse_query(SuspectsRequest).limit
+        return encode_label_review(container.review.suspects(project_id), limit)
+
+    @routes.get("/projects/<int:project_id>/forecast")
+    def forecast(project_id: int) -> Json:
+        return encode_forecast(container.review.forecast(project_id))
+
+
 def _parse(model: type[Request]) -> Request:
-    body = request.get_data()
+    with _refusing():
+        return model.model_validate_json(request.get_data() or b"{}")
+
+
+def _parse_query(model: type[Request]) -> Request:
+    with _refusing():
+        return model.model_validate(request.args.to_dict())
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what pydantic finds wrong into an error that names the first field at fault."""
     try:
-        return model.model_validate_json(body or b"{}")
+        yield
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(step) for step in problem["loc"]) or None
@@ -191,6 +226,36 @@ def _figures(report: Report, class_names: tuple[str, ...]) -> Json:
     figures = asdict(report)
     per_class = zip(class_names, figures["per_class"], strict=True)
     return figures | {"per_class": [{"class_name": name} | each for name, each in per_class]}
+
+
+def encode_label_review(review: LabelReview, limit: int) -> Json:
+    """Return the first ``limit`` suspect labels and the annotators' agreement as the API shows them."""
+    return {
+        "suspects": [
+            {
+                "task": suspect.task_id,
+                "given": list(suspect.given),
+                "suggested": list(suspect.suggested),
+                "confidence": suspect.confidence,
+            }
+            for suspect in review.suspects[:limit]
+        ],
+        "n_checked": review.n_checked,
+        "agreement": asdict(review.agreement),
+    }
+
+
+def encode_forecast(forecast: Forecast) -> Json:
+    """Return what more labels would bring as the API shows it."""
+    return {
+        "n_labels": forecast.n_labels,
+        "accuracy": forecast.accuracy,
+        "n_more": forecast.n_more,
+        "expected_gain": forecast.gain,
+        "low": forecast.low,
+        "high": forecast.high,
+        "summary": forecast.sentence,
+    }
 
 
 def encode_job(job: Job, now: datetime) -> Json:

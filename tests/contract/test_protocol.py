@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from backend.errors import TandemError
 from backend.label_studio.codecs import read_label_config
 from backend.label_studio.payloads import PredictRequest, SetupRequest, parse_event
 from backend.settings import Settings
-from tests.factories import NOON, make_annotation, make_task
+from tests.factories import NOON, make_annotation, make_task, make_version
 from tests.fakes import FakeEmbedder, FakeImages, Reports
 from tests.world import World, pets
 
@@ -409,6 +410,70 @@ class TestApi:
         answer = learned.client.get(f"/api/projects/5/versions/{listed['version']}/reliability.svg")
         assert answer.status_code == 404
 
+    def test_suspect_labels(self, learned: Tandem) -> None:
+        review = learned.client.get("/api/projects/5/suspects").get_json()
+        assert review == {"suspects": [], "n_checked": 12, "agreement": {"n_tasks": 0, "share": None}}
+        wrong = [
+            make_annotation(task_id, task_id, "cat", updated_at=NOON + timedelta(hours=1))
+            for task_id in (100_001, 100_003)
+        ]
+        second = make_annotation(7, 100_001, "dog", annotator_id=2, ground_truth=True)
+        with learned.container.database.transaction() as stores:
+            stores.annotations.upsert(5, [*wrong, second])
+        review = learned.client.get("/api/projects/5/suspects").get_json()
+        (suspect,) = review["suspects"]
+        assert 0.5 < suspect.pop("confidence") <= 1
+        assert suspect == {"task": 100_003, "given": ["cat"], "suggested": ["dog"]}
+        assert review["agreement"] == {"n_tasks": 1, "share": 0}
+
+    def test_no_more_suspects_than_asked_for(self, learned: Tandem) -> None:
+        with learned.container.database.transaction() as stores:
+            wrong = [
+                make_annotation(task_id, task_id, "cat", updated_at=NOON + timedelta(hours=1))
+                for task_id in (100_001, 100_003)
+            ]
+            stores.annotations.upsert(5, wrong)
+        assert len(learned.client.get("/api/projects/5/suspects").get_json()["suspects"]) == 2
+        assert len(learned.client.get("/api/projects/5/suspects?limit=1").get_json()["suspects"]) == 1
+
+    @pytest.mark.parametrize(("query", "field"), [("limit=0", "limit"), ("limit=all", "limit"), ("top=3", "top")])
+    def test_a_query_that_cannot_be_understood(self, learned: Tandem, query: str, field: str) -> None:
+        answer = learned.client.get(f"/api/projects/5/suspects?{query}")
+        assert answer.status_code == 400
+        assert answer.get_json()["error"]["field"] == field
+
+    def test_a_forecast(self, learned: Tandem) -> None:
+        with learned.container.database.transaction() as stores:
+            stores.versions.add(make_version(2, n_labels=48))
+            stores.versions.add(make_version(3, n_labels=24))
+            stores.versions.add(make_version(4, n_labels=48))
+        forecast = learned.client.get("/api/projects/5/forecast").get_json()
+        expected = learned.container.review.forecast(5)
+        assert 0 < expected.low < expected.gain < expected.high < 1
+        assert forecast == {
+            "n_labels": 48,
+            "accuracy": expected.accuracy,
+            "n_more": 50,
+            "expected_gain": expected.gain,
+            "low": expected.low,
+            "high": expected.high,
+            "summary": expected.sentence,
+        }
+
+    @pytest.mark.parametrize("view", ["suspects", "forecast"])
+    def test_views_of_a_project_without_a_version(self, tandem: Tandem, view: str) -> None:
+        answer = tandem.client.get(f"/api/projects/5/{view}")
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (404, "not_found")
+        tandem.know(
+            ProjectSnapshot(
+                identity=ProjectIdentity(label_studio_id=5, created_stamp=1_700_000_000),
+                label_config=read_label_config(CONFIG),
+            )
+        )
+        answer = tandem.client.get(f"/api/projects/5/{view}")
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "conflict")
+        assert answer.get_json()["error"]["message"] == "project 5 has no version yet: label some more images"
+
     def test_jobs(self, learned: Tandem) -> None:
         answer = learned.client.post("/api/projects/5/train", json={"kind": "finetune"})
         assert answer.status_code == 202
@@ -618,14 +683,17 @@ client = create_app().test_client()
 setup = client.post("/setup", json=json.loads(sys.argv[1])).get_json()
 webhook = client.post("/webhook", json=json.loads(sys.argv[2])).get_json()
 predict = client.post("/predict", json=json.loads(sys.argv[3])).get_json()
+views = [client.get(f"/api/projects/5/{name}").status_code for name in ("suspects", "forecast")]
 heavy = [name for name in ("torch", "torchvision", "sklearn", "label_studio_sdk") if name in sys.modules]
-print(json.dumps({"setup": setup, "webhook": webhook, "predict": predict, "heavy": heavy}))
+print(json.dumps({"setup": setup, "webhook": webhook, "predict": predict, "views": views, "heavy": heavy}))
 """
 
 
 def test_answers_need_no_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = SqlDatabase(f"sqlite:///{folder / 'tandem.sqlite3'}")
-    active = World(folder, database).learn(pets(12))
+    world = World(folder, database)
+    world.learn(pets(8))
+    active = world.learn(pets(12))
     database.close()
     monkeypatch.setenv("MODEL_DIR", str(folder))
     bodies = [
@@ -646,6 +714,7 @@ def test_answers_need_no_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     said = json.loads(process.stdout)
     assert said["heavy"] == []
+    assert said["views"] == [200, 200]
     assert said["setup"] == {"model_version": active.name}
     assert said["webhook"]["status"] == "accepted"
     (entry,) = said["predict"]["results"]

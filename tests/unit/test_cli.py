@@ -18,8 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from backend.cli import app, main
-from backend.domain import JobKind, JobStatus, VersionStatus
+from backend.domain import AnnotationsSeen, JobKind, JobStatus, VersionStatus
 from backend.promotion import version_key
+from tests.factories import NOON, make_annotation
 from tests.world import PROJECT, World, pets
 
 RUNNER = CliRunner()
@@ -123,6 +124,42 @@ class TestVersions:
         assert model_dir.active == first
 
 
+class TestReview:
+    def test_suspect_labels(self, model_dir: World) -> None:
+        model_dir.label(pets(12) | {7: "cat"})
+        model_dir.embed()
+        model_dir.fit()
+        review = run_json("suspects", "5")
+        assert review["suspects"][0]["task"] == 7
+        assert review["n_checked"] == 12
+        text = run_text("suspects", "5", "--limit", "1")
+        assert "7 │ cat │ dog" in text
+        assert "of 12 labels are suspect" in text
+        assert "annotators" not in text
+        model_dir.unlabel(7)
+        opinions = tuple(
+            make_annotation(200 + task_id, task_id, "cat", updated_at=NOON, annotator_id=2) for task_id in (1, 2)
+        )
+        model_dir.ingestion.handle(AnnotationsSeen(project=model_dir.snapshot, tasks=(), annotations=opinions))
+        assert "annotators agree on 50% of the 2 tasks" in run_text("suspects", "5")
+
+    def test_forecast(self, model_dir: World) -> None:
+        model_dir.learn(pets(8))
+        model_dir.learn(pets(12))
+        forecast = run_json("forecast", "5")
+        assert (forecast["n_labels"], forecast["n_more"]) == (12, 50)
+        assert run_text("forecast", "5") == forecast["summary"]
+
+    def test_before_there_is_a_version(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert model_dir.project.id == PROJECT
+        for command in ("suspects", "forecast"):
+            status, said = fails(monkeypatch, capsys, command, "5")
+            assert status == 1
+            assert "no version yet: label some more images" in said
+
+
 class TestJobs:
     def test_train_without_waiting(self, model_dir: World) -> None:
         job = run_json("train", "5", "--no-wait", "--kind", "finetune")
@@ -161,7 +198,7 @@ class TestErrors:
         self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert model_dir.project.id == PROJECT
-        for command in ("train", "sync", "versions"):
+        for command in ("train", "sync", "versions", "suspects", "forecast"):
             status, said = fails(monkeypatch, capsys, command, "99")
             assert status == 1
             assert said.startswith("tandem: there is no project 99")
