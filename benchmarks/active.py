@@ -4,7 +4,8 @@
 
 Images, weights and test split are those of `benchmarks/learning.py`. Every photo is embedded once (--cache keeps the
 features); then the loop of asking, labelling and learning is replayed (`model.simulation`) for each strategy and
-seed, with a new model after every batch. Labels needed are counted, interpolated between budgets, until a strategy's
+seed, with a new model after every batch. What is in the output already is kept: start again and it goes on. Labels
+needed are counted, interpolated between budgets, until a strategy's
 mean accuracy reaches that of random selection at the largest budget.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from model.simulation import Images, simulate
 
 LABELS_PER_CLASS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50)
 RESULTS = Path(__file__).parent / "results"
+TABLE_WIDTH = 150
 MAX_PIXELS = 50_000_000
 
 
@@ -179,7 +182,7 @@ def savings(curves: Sequence[Curve]) -> Iterator[Saving]:
             )
 
 
-def show(curves: Sequence[Curve], compared: Sequence[Saving], console: Console) -> None:
+def show(curves: Sequence[Curve], console: Console) -> None:
     table = Table(
         "strategy",
         *(str(number) for number in LABELS_PER_CLASS),
@@ -187,7 +190,7 @@ def show(curves: Sequence[Curve], compared: Sequence[Saving], console: Console) 
         "worst against random",
         title=f"{curves[0].set_name}, {curves[0].backbone}: accuracy in % by labels per class",
     )
-    by_strategy = {saving.strategy: saving for saving in compared}
+    by_strategy = {saving.strategy: saving for saving in savings(curves)}
     for curve in curves:
         saving = by_strategy.get(curve.strategy)
         cells = [f"{100 * mean:.1f}" for mean in np.mean(curve.accuracy, axis=0)]
@@ -210,18 +213,17 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    panels = sorted({(curve.set_name, curve.backbone) for curve in curves})
+    panels = by_panel(curves)
     n_columns = min(3, len(panels))
     n_rows = -(-len(panels) // n_columns)
     figure, grid = pyplot.subplots(n_rows, n_columns, figsize=(5 * n_columns, 4 * n_rows), squeeze=False)
-    for axes, (set_name, backbone) in zip(grid.flat, panels, strict=False):
-        for curve in curves:
-            if (curve.set_name, curve.backbone) != (set_name, backbone):
-                continue
+    for axes, ((set_name, backbone), group) in zip(grid.flat, panels.items(), strict=False):
+        for curve in group:
             means = 100 * np.mean(curve.accuracy, axis=0)
             errors = 100 * np.std(curve.accuracy, axis=0, ddof=1) / len(curve.accuracy) ** 0.5
-            (line,) = axes.plot(curve.n_labels, means, marker=".", label=curve.strategy)
-            axes.fill_between(curve.n_labels, means - errors, means + errors, alpha=0.15, color=line.get_color())
+            colour = f"C{STRATEGIES.index(curve.strategy)}"
+            axes.plot(curve.n_labels, means, marker=".", label=curve.strategy, color=colour)
+            axes.fill_between(curve.n_labels, means - errors, means + errors, alpha=0.15, color=colour)
         axes.set(title=f"{set_name}, {backbone}", xlabel="labels", ylabel="accuracy, %", xscale="log")
         axes.legend(fontsize="small")
     for axes in grid.flat[len(panels) :]:
@@ -230,7 +232,17 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], compared: Sequence[Saving]) -> None:
+def read(path: Path, arguments: argparse.Namespace) -> list[Curve]:
+    """Return the curves of an earlier run with as many seeds and the same batches."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if (report["seeds"], report["batch_size"]) != (arguments.seeds, arguments.batch_size):
+        raise SystemExit(f"{path.name} holds runs with other seeds or batches: delete it, or name another --output")
+    return [Curve(**each) for each in report["curves"]]
+
+
+def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve]) -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": "python benchmarks/active.py --images DIR --weights-dir DIR --test-split FILE",
@@ -240,10 +252,18 @@ def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], co
         "seeds": arguments.seeds,
         "batch_size": arguments.batch_size,
         "labels_per_class": LABELS_PER_CLASS,
-        "savings": [asdict(each) for each in compared],
+        "savings": [asdict(saving) for group in by_panel(curves).values() for saving in savings(group)],
         "curves": [asdict(each) for each in curves],
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def by_panel(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
+    """Return the curves by set and backbone."""
+    panels: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        panels.setdefault((curve.set_name, curve.backbone), []).append(curve)
+    return panels
 
 
 def main() -> None:
@@ -262,23 +282,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     one_linear_algebra_thread()
-    console = Console()
-    all_curves: list[Curve] = []
-    all_savings: list[Saving] = []
-    for backbone in arguments.backbones:
+    curves = read(arguments.output, arguments)
+    finished = {(curve.set_name, curve.backbone, curve.strategy) for curve in curves}
+    image_sets = read_image_sets(arguments.images, arguments.test_split, arguments.sets)
+    for backbone, image_set in product(arguments.backbones, image_sets):
+        wanted = [each for each in arguments.strategies if (image_set.name, backbone, each) not in finished]
+        if not wanted:
+            continue
         weights = Pretrained.find(backbone, arguments.weights_dir).weights
-        for image_set in read_image_sets(arguments.images, arguments.test_split, arguments.sets):
-            features = embedded(image_set, backbone, weights, arguments.cache)
-            curves = [
-                measure(features, strategy, arguments.seeds, arguments.batch_size) for strategy in arguments.strategies
-            ]
-            compared = list(savings(curves))
-            show(curves, compared, console)
-            all_curves += curves
-            all_savings += compared
-            # A long run that ends early leaves what it has.
-            write(arguments.output, arguments, all_curves, all_savings)
-            draw(all_curves, arguments.figure)
+        features = embedded(image_set, backbone, weights, arguments.cache)
+        for strategy in wanted:
+            curves.append(measure(features, strategy, arguments.seeds, arguments.batch_size))
+            write(arguments.output, arguments, curves)
+    for group in by_panel(curves).values():
+        show(group, Console(width=TABLE_WIDTH))
+    draw(curves, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(n_points: int, n
         result = forecast(counts.tolist(), *measured(true[:-1].clip(0.1), n_test, random))
         gain = true[-1] - true[-2]
         held += result.low <= gain <= result.high
-    assert held / n_curves >= LEVEL - 0.1
+    assert held / n_curves >= LEVEL - 0.05
 
 
 def test_a_well_measured_curve_is_carried_on() -> None:
@@ -41,7 +41,7 @@ def test_a_flat_curve_gains_little_and_a_steep_one_much() -> None:
     flat = forecast(counts, [0.9, 0.9, 0.905, 0.9, 0.9], noise)
     steep = forecast(counts, [0.4, 0.55, 0.67, 0.73, 0.77], noise)
     assert flat.high < 0.02
-    assert steep.low > 0.015
+    assert steep.high > 2 * flat.high
     assert steep.gain > 2 * flat.gain
 
 
