@@ -14,6 +14,7 @@ import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,6 +187,7 @@ def _check_array(name: str, array: np.ndarray[Any, Any]) -> None:
         raise CorruptCheckpoint(f"{name} of type {array.dtype} must be finite numbers of type float32")
 
 
+@cache
 def _libraries() -> dict[str, str]:
     """Return the versions of what computes features and heads, as far as it is installed; nothing is imported."""
     found = {"python": platform.python_version()}
