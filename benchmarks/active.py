@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "densenet121"])
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=5, help="labels until there is a new model")
     parser.add_argument("--cache", type=Path, help="folder that keeps features")
     parser.add_argument("--output", type=Path, default=RESULTS / "active.json")
     parser.add_argument("--figure", type=Path, default=RESULTS / "active.png")

@@ -54,7 +54,8 @@ def simulate(
         block_sizes: how a feature row is composed.
         strategy: a name in ``model.query.STRATEGIES``.
         budgets: numbers of labels, ascending, at which to judge; those above n are left out.
-        batch_size: most labels given before the model is learned anew and asks again.
+        batch_size: most labels given before the model is learned anew and asks again; for ``random`` all up to the
+            next budget.
         seed: decides what is random.
     """
     class_names = tuple(f"class {number}" for number in range(n_classes))
@@ -66,7 +67,8 @@ def simulate(
             return
         while len(asked) < budget:
             remaining = np.setdiff1d(np.arange(len(images.targets)), asked)
-            size = min(batch_size, budget - len(asked))
+            # What is drawn at random does not depend on what was learned.
+            size = budget - len(asked) if strategy == "random" else min(batch_size, budget - len(asked))
             pool = Pool(
                 features=images.features[remaining],
                 probabilities=None if predictor is None else predictor.predict_proba(images.features[remaining]),

@@ -77,6 +77,9 @@ def test_no_image_is_asked_twice_and_what_is_learned_grows_by_batches(monkeypatc
         assert sorted(map(bytes, rows)) == sorted(map(bytes, images.features))
     assert pools[0].probabilities is None
     assert pools[-1].probabilities is not None
+    pools.clear()
+    replay(images, "random", budgets=(10, 23), batch_size=6)
+    assert [len(pool.labelled_targets) for pool in pools] == [0, 10]
 
 
 def test_while_there_is_one_class_only_it_is_the_answer() -> None:
