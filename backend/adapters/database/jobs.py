@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, delete, insert, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
 
 from backend.adapters.database.tables import job_table
 from backend.domain import Job, JobKind, JobStatus, Progress
@@ -41,11 +41,7 @@ class SqlJobStore:
 
     def queued(self, project_id: int, kind: JobKind) -> Job | None:
         """Return the queued job of this kind, if any."""
-        row = self._connection.execute(
-            select(job_table).where(
-                job_table.c.project_id == project_id, job_table.c.kind == kind, job_table.c.status == JobStatus.QUEUED
-            )
-        ).one_or_none()
+        row = self._connection.execute(_QUEUED, {"project_id": project_id, "kind": kind}).one_or_none()
         return None if row is None else _job(row)
 
     def claim(self, kinds: Sequence[JobKind], worker: str, now: datetime, lease_until: datetime) -> Job | None:
@@ -208,6 +204,14 @@ class SqlJobStore:
     def _change(self, job_id: int, **columns: Any) -> Job:
         changed: Update = update(job_table).where(job_table.c.id == job_id).values(columns)
         return _job(self._connection.execute(changed.returning(*job_table.c)).one())
+
+
+# Every event asks for it: to put a statement together takes longer than to execute it.
+_QUEUED = select(job_table).where(
+    job_table.c.project_id == bindparam("project_id"),
+    job_table.c.kind == bindparam("kind"),
+    job_table.c.status == JobStatus.QUEUED,
+)
 
 
 def _job(row: Row[Any]) -> Job:

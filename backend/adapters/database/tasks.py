@@ -30,11 +30,7 @@ class SqlTaskStore:
         stored = {
             row.id: row.image_url
             for ids in chunks(list(wanted))
-            for row in self._connection.execute(
-                select(task_table.c.id, task_table.c.image_url).where(
-                    task_table.c.project_id == project_id, task_table.c.id.in_(ids)
-                )
-            )
+            for row in self._connection.execute(_URLS_WITH_IDS, {"project_id": project_id, "ids": ids})
         }
         changed = [
             {
@@ -115,19 +111,13 @@ class SqlTaskStore:
 
     def record_image(self, project_id: int, task: Task) -> None:
         """Store digest, problem and backbone digest of the task's image, if the task still has that ``image_url``."""
-        self._connection.execute(
-            update(task_table)
-            .where(
-                task_table.c.project_id == project_id,
-                task_table.c.id == task.id,
-                task_table.c.image_url == task.image_url,
-            )
-            .values(
-                image_digest=task.image_digest,
-                image_problem=task.image_problem,
-                backbone_digest=task.backbone_digest,
-            )
-        )
+        which = {"of_project": project_id, "of_task": task.id, "of_image": task.image_url}
+        what = {
+            "image_digest": task.image_digest,
+            "image_problem": task.image_problem,
+            "backbone_digest": task.backbone_digest,
+        }
+        self._connection.execute(_RECORD_IMAGE, which | what)
 
     def forgive_problems(self, project_id: int) -> int:
         """Clear the image problems of a project, so that its images are tried again; return how many."""
@@ -190,9 +180,23 @@ _COLUMNS = (
     task_table.c.pushed_version,
 )
 
-# Every request for suggestions reads it: to put a statement together takes longer than to execute it.
-_WITH_IDS = select(*_COLUMNS).where(
-    task_table.c.project_id == bindparam("project_id"), task_table.c.id.in_(bindparam("ids", expanding=True))
+# What requests for suggestions execute: to put a statement together takes longer than to execute it.
+_THESE = (task_table.c.project_id == bindparam("project_id"), task_table.c.id.in_(bindparam("ids", expanding=True)))
+_WITH_IDS = select(*_COLUMNS).where(*_THESE)
+_URLS_WITH_IDS = select(task_table.c.id, task_table.c.image_url).where(*_THESE)
+_RECORD_IMAGE = (
+    update(task_table)
+    .where(
+        task_table.c.project_id == bindparam("of_project"),
+        task_table.c.id == bindparam("of_task"),
+        task_table.c.image_url == bindparam("of_image"),
+    )
+    .values(
+        {
+            column: bindparam(column.name)
+            for column in (task_table.c.image_digest, task_table.c.image_problem, task_table.c.backbone_digest)
+        }
+    )
 )
 
 
