@@ -144,7 +144,7 @@ class Reconciliation:
         except LabelStudioError as error:
             problem = (
                 f"the webhook to {url} cannot be checked or made: {error}. Labels come in by reconciliation only. "
-                "Private addresses need SSRF_PROTECTION_ENABLED=false on Label Studio, and a host name needs a dot in it"
+                "Private addresses need SSRF_PROTECTION_ENABLED=false on Label Studio, and host names need a dot"
             )
             log.error("webhook cannot be made", project=project.id, problem=problem)
             return [problem]
