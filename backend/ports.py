@@ -250,9 +250,6 @@ class Database(Protocol):
     def snapshot(self) -> AbstractContextManager[Stores]:
         """Open a consistent view for reading; writing in it is an error."""
 
-    def revision(self) -> str:
-        """Return a mark of the state, cheap to ask for: while it stays the same, nobody has committed anything."""
-
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
 

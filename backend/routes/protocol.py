@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from backend.domain import Job, JobKind, JobStatus
@@ -19,7 +19,6 @@ from backend.label_studio.payloads import (
     parse_event,
     parse_training_request,
 )
-from backend.routes.kept_answers import KeptAnswers
 from backend.routes.metrics import render_metrics
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ Json = dict[str, Any]
 def protocol_blueprint(container: Container) -> Blueprint:
     """Return the endpoints of Label Studio's machine learning protocol."""
     routes = Blueprint("protocol", __name__)
-    kept = KeptAnswers(container.database, container.clock)
 
     @routes.get("/")
     @routes.get("/health")
@@ -43,18 +41,10 @@ def protocol_blueprint(container: Container) -> Blueprint:
         return encode_setup_response(container.ingestion.setup(SetupRequest.parse(request.get_data())))
 
     @routes.post("/predict")
-    def predict() -> Response:
-        body = request.get_data()
-        moment = kept.now()
-        known = kept.find(moment, body)
-        if known is not None:
-            return Response(known, content_type="application/json")
-        asked = PredictRequest.parse(body)
+    def predict() -> Json:
+        asked = PredictRequest.parse(request.get_data())
         answer = container.prediction.predict(asked.project, asked.tasks)
-        response = jsonify(encode_predict_response(answer.results, answer.schema))
-        if answer.is_final:
-            kept.keep(moment, body, response.get_data())
-        return response
+        return encode_predict_response(answer.results, answer.schema)
 
     @routes.post("/webhook")
     def webhook() -> Json:

@@ -46,11 +46,6 @@ class Answer:
     schema: LabelSchema | None
     results: tuple[Suggestion | NoSuggestion, ...]
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the database alone decides it: a refusal may depend on more, and the next answer be better."""
-        return all(isinstance(result, Suggestion) for result in self.results)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:

@@ -30,7 +30,6 @@ from backend.adapters.database.annotations import SqlAnnotationStore
 from backend.adapters.database.jobs import SqlJobStore
 from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
 from backend.adapters.database.projects import SqlProjectStore
-from backend.adapters.database.revisions import revision_of
 from backend.adapters.database.tasks import SqlTaskStore
 from backend.adapters.database.versions import SqlVersionStore
 from backend.errors import ConfigurationError, StoreUnavailable
@@ -67,7 +66,6 @@ class SqlDatabase:
         self._reading = self._engine.execution_options(read_only=True)
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        self._revision = revision_of(self._engine, self._reading)
 
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once, the first one does it for all.
@@ -109,18 +107,8 @@ class SqlDatabase:
         with _unavailability_reported(self._reading), self._reading.begin() as connection:
             yield SqlStores(connection)
 
-    def revision(self) -> str:
-        """Return a mark of the state: while it stays the same, nobody has committed anything.
-
-        Raises:
-            StoreUnavailable: the database cannot be read.
-        """
-        with _unavailability_reported(self._reading):
-            return self._revision.read()
-
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
-        self._revision.close()
         self._engine.dispose()
 
 

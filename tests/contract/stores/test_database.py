@@ -71,36 +71,6 @@ class TestTransactions:
             stores.tasks.upsert(77, [Task(id=1, image_url="/1.jpg")])
 
 
-class TestRevision:
-    def test_it_stays_while_nobody_commits(self, database: Database, project: Project) -> None:
-        before = database.revision()
-        with database.snapshot() as stores:
-            stores.tasks.count(project.id)
-        with database.transaction() as stores:
-            stores.projects.resolve(project.identity)
-        assert database.revision() == before
-
-    def test_every_commit_moves_it_whoever_made_it(
-        self, database: Database, database_url: str, project: Project
-    ) -> None:
-        other = SqlDatabase(database_url)
-        seen = [database.revision()]
-        for task_id, writer in enumerate((database, other, other, database), start=1):
-            with writer.transaction() as stores:
-                stores.tasks.upsert(project.id, [Task(id=task_id, image_url="/1.jpg")])
-            seen.append(database.revision())
-        other.close()
-        assert len(set(seen)) == len(seen)
-
-    def test_threads_share_it(self, database: Database) -> None:
-        with ThreadPoolExecutor(8) as threads:
-            assert len(set(threads.map(lambda _: database.revision(), range(80)))) == 1
-
-    def test_a_database_out_of_reach_is_said(self, tmp_path: Path) -> None:
-        with pytest.raises(StoreUnavailable):
-            SqlDatabase(f"sqlite:///{tmp_path / 'no folder' / 'new.sqlite3'}").revision()
-
-
 class TestConcurrency:
     def test_threads_that_read_and_write_lose_nothing(self, database: Database) -> None:
         identity = ProjectIdentity(label_studio_id=5, created_stamp=1)
