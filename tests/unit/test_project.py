@@ -59,7 +59,7 @@ def test_readme_lists_every_endpoint() -> None:
     web.register_blueprint(protocol_blueprint(no_container))
     web.register_blueprint(older_protocol_blueprint(no_container))
     real = {
-        f"{method} {re.sub(r'<(?:int:(?:[a-z]+_)?)?([a-z]+)>', r'{\1}', rule.rule)}"
+        f"{method} " + re.sub(r"<(?:int:(?:[a-z]+_)?)?([a-z]+)>", r"{\1}", rule.rule)
         for rule in web.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.endpoint != "static"

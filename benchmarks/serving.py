@@ -1,0 +1,287 @@
+"""How fast requests for suggestions are answered, beside a training too, and what a second web process costs.
+
+    python benchmarks/serving.py [--backbone resnet18] [--rounds 7] [--output benchmarks/results/serving.json]
+
+A whole Tandem (web, worker, embedder) runs on generated photos of 640 x 480, read as Label Studio's local files; the
+weights are random, which is as fast. One task per request, asked by http.client from another process. What is
+compared is measured in turns, once per round, and the ratios are medians over the rounds:
+
+- known images, against a Flask route that does nothing, under the same gunicorn settings;
+- images never seen before, against decoding and network alone, with all images given at once, in a process that does
+  nothing else: Tandem's engine with its runtime and with torch, and eager torch in float32;
+- known images while a network is fine-tuned, against the same while that process is stopped;
+- proportional memory of the web server with two workers, against one, after requests to all photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from backend.background_process import free_port
+from benchmarks.serving_load import Burst, ask, loop_rates, prepare_loops
+from benchmarks.serving_world import (
+    Photos,
+    Tandem,
+    descendants,
+    memory_mb,
+    processor_s,
+    training_process,
+    web_server,
+    write_weights,
+)
+
+N_KNOWN = 200
+N_UNKNOWN_PER_ROUND = 48
+UNKNOWN_CLIENTS = 4
+BURST_S = 1.0
+SUGGESTED = b'"model_version"'
+LIBRARIES = ("flask", "gunicorn", "numpy", "openvino", "sqlalchemy", "torch", "torchvision")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Requests a second and latencies in milliseconds; ``ratio`` is of Tandem's throughput to the no-op's."""
+
+    clients: int
+    no_op_per_s: float
+    tandem_per_s: float
+    tandem_p50_ms: float
+    tandem_p95_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """Images a second; ratios are of Tandem's to those of the bare loops."""
+
+    clients: int
+    engine_runtime: str
+    torch_runtime: str
+    tandem_per_s: float
+    engine_per_s: float
+    torch_per_s: float
+    eager_float32_per_s: float
+    ratio_to_engine: float
+    ratio_to_torch: float
+    ratio_to_eager_float32: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BesideTraining:
+    """Latencies in milliseconds; ``training_share`` is what the training gets of one processor meanwhile."""
+
+    clients: int
+    idle_p50_ms: float
+    idle_p95_ms: float
+    training_p50_ms: float
+    training_p95_ms: float
+    training_share: float
+    p95_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """In megabytes: the web server's proportional share in all, with one worker and with two; what each alone has."""
+
+    one_worker_mb: float
+    two_workers_mb: float
+    private_mb: tuple[float, ...]
+    ratio_of_second: float
+
+
+class Clients:
+    """Who asks, in a process of its own."""
+
+    def __init__(self, process: ProcessPoolExecutor) -> None:
+        self._process = process
+
+    def ask(
+        self, port: int, bodies: list[bytes], n_clients: int, *, expected: bytes = b"", duration_s: float | None = None
+    ) -> Burst:
+        return self._process.submit(ask, port, bodies, n_clients, expected, duration_s).result()
+
+
+def median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def percentile_ms(bursts: Iterable[Burst], percent: float) -> float:
+    """Return the median over the bursts of a percentile within each, in milliseconds."""
+    return median(float(np.percentile(burst.latencies_s, percent)) * 1000 for burst in bursts)
+
+
+def measure_known(tandem: Tandem, clients: Clients, n_clients: int, rounds: int) -> Known:
+    bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
+    settings = tandem.settings(port=free_port())
+    with web_server("serving_load:no_op()", settings, tandem.environment()):
+        bursts = []
+        for _ in range(rounds + 1):
+            no_op = clients.ask(settings.port, bodies, n_clients, duration_s=BURST_S)
+            ours = clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S)
+            bursts.append((no_op, ours))
+    no_ops, suggestions = zip(*bursts[1:], strict=True)  # the first round warms up
+    return Known(
+        clients=n_clients,
+        no_op_per_s=median(burst.per_s for burst in no_ops),
+        tandem_per_s=median(burst.per_s for burst in suggestions),
+        tandem_p50_ms=percentile_ms(suggestions, 50),
+        tandem_p95_ms=percentile_ms(suggestions, 95),
+        ratio=median(ours.per_s / no_op.per_s for no_op, ours in bursts[1:]),
+    )
+
+
+def measure_unknown(tandem: Tandem, clients: Clients, backbone: str, rounds: int) -> Unknown:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as bare:
+        known = [tandem.photos.path(number) for number in range(1, N_KNOWN + 1)]
+        settings = tandem.settings()
+        loading = bare.submit(prepare_loops, backbone, Path(settings.weights), settings.image_views, known)
+        engine_runtime, torch_runtime = loading.result()
+        rates = []
+        for number in range(rounds):
+            first = N_KNOWN + 1 + number * N_UNKNOWN_PER_ROUND
+            new = range(first, first + N_UNKNOWN_PER_ROUND)
+            bodies = [tandem.photos.body(each) for each in new]
+            burst = clients.ask(tandem.port, bodies, UNKNOWN_CLIENTS, expected=SUGGESTED)
+            time.sleep(BURST_S)
+            rates.append((burst.per_s, *bare.submit(loop_rates, [tandem.photos.path(each) for each in new]).result()))
+            time.sleep(BURST_S)
+    ours, engine, torch, eager = zip(*rates, strict=True)
+    return Unknown(
+        clients=UNKNOWN_CLIENTS,
+        engine_runtime=engine_runtime,
+        torch_runtime=torch_runtime,
+        tandem_per_s=median(ours),
+        engine_per_s=median(engine),
+        torch_per_s=median(torch),
+        eager_float32_per_s=median(eager),
+        ratio_to_engine=median(ours / engine for ours, engine, _, _ in rates),
+        ratio_to_torch=median(ours / torch for ours, _, torch, _ in rates),
+        ratio_to_eager_float32=median(ours / eager for ours, _, _, eager in rates),
+    )
+
+
+def measure_beside_training(
+    tandem: Tandem, supervisor: int, clients: Clients, client_counts: list[int], rounds: int
+) -> list[BesideTraining]:
+    bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
+    job_id = tandem.fine_tune()
+    training = training_process(supervisor)
+    results = []
+    for n_clients in client_counts:
+        idle, beside, shares = [], [], []
+        for _ in range(rounds):
+            os.kill(training, signal.SIGSTOP)
+            idle.append(clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S))
+            os.kill(training, signal.SIGCONT)
+            before_s = processor_s(training)
+            burst = clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S)
+            shares.append((processor_s(training) - before_s) / burst.elapsed_s)
+            beside.append(burst)
+        results.append(
+            BesideTraining(
+                clients=n_clients,
+                idle_p50_ms=percentile_ms(idle, 50),
+                idle_p95_ms=percentile_ms(idle, 95),
+                training_p50_ms=percentile_ms(beside, 50),
+                training_p95_ms=percentile_ms(beside, 95),
+                training_share=median(shares),
+                p95_ratio=median(
+                    percentile_ms([both], 95) / percentile_ms([alone], 95)
+                    for alone, both in zip(idle, beside, strict=True)
+                ),
+            )
+        )
+    tandem.cancel(job_id)
+    return results
+
+
+def measure_memory(tandem: Tandem, clients: Clients) -> Memory:
+    bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
+    totals_mb, private_mb = [], []
+    for n_workers in (1, 2):
+        settings = tandem.settings(port=free_port(), workers=n_workers)
+        with web_server("backend.app:create_app()", settings, tandem.environment()) as master:
+            for _ in range(4):
+                clients.ask(settings.port, bodies, 16, expected=SUGGESTED)
+            workers = [memory_mb(pid) for pid in descendants(master)]
+            totals_mb.append(memory_mb(master)[0] + sum(proportional for proportional, _ in workers))
+            private_mb = [private for _, private in workers]
+    return Memory(
+        one_worker_mb=totals_mb[0],
+        two_workers_mb=totals_mb[1],
+        private_mb=tuple(private_mb),
+        ratio_of_second=totals_mb[1] / totals_mb[0] - 1,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        photos = Photos(root=Path(folder) / "files")
+        photos.write(N_KNOWN + arguments.rounds * N_UNKNOWN_PER_ROUND)
+        model_dir = Path(folder) / "tandem"
+        model_dir.mkdir()
+        write_weights(arguments.backbone, model_dir / "weights.pt")
+        tandem = Tandem(model_dir, photos, arguments.backbone)
+        clients = Clients(process)
+        with tandem.serving() as supervisor:
+            tandem.learn(N_KNOWN)
+            known = [measure_known(tandem, clients, each, arguments.rounds) for each in arguments.clients]
+            memory = measure_memory(tandem, clients)
+            unknown = measure_unknown(tandem, clients, arguments.backbone, arguments.rounds)
+            beside = measure_beside_training(tandem, supervisor, clients, arguments.clients, arguments.rounds)
+    results = {
+        "known": [asdict(each) for each in known],
+        "unknown": [asdict(unknown)],
+        "beside_training": [asdict(each) for each in beside],
+        "memory": [asdict(memory)],
+    }
+    for title, rows in results.items():
+        show(title, rows)
+    if arguments.output:
+        machine = {"processors": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
+        report = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": ["python", "benchmarks/serving.py", *sys.argv[1:]],
+            "machine": machine,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "rounds": arguments.rounds,
+            **results,
+        }
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title.replace("_", " "))
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
