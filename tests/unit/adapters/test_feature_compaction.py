@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -212,15 +213,21 @@ def append_again_and_again(root: Path, first: int) -> None:
         note.with_suffix(".new").replace(note)
 
 
+PR_SET_PDEATHSIG = 1
+
+
 def compact_again_and_again(root: Path, first: int) -> None:
     """Remove all images from 100,000 on, in forked processes that are killed at any moment."""
     store, keep, chance = FeatureFiles(root), digests(range(20_000)), random.Random(first)
     append(store, [100_000])
+    parent = os.getpid()
     while True:
         process = os.fork()
         if process == 0:
-            while True:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            while os.getppid() == parent:
                 store.compact(BACKBONE, keep)
+            os._exit(0)
         time.sleep(chance.uniform(0, 0.05))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
