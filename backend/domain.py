@@ -65,6 +65,7 @@ class ProjectSnapshot:
     task_count: int | None = None
     annotation_count: int | None = None
     model_version: str | None = None
+    sampling: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class Task:
 
     ``image_digest`` is the SHA-256 of the image's bytes once they were fetched, ``image_problem`` why they
     could not be; ``backbone_digest`` names the features stored for the image; ``pushed_version`` the model version
-    whose suggestion Label Studio holds.
+    whose suggestion Label Studio holds; ``drawn_at_random`` says that chance alone chose it to be labelled.
     """
 
     id: int
@@ -108,6 +109,7 @@ class Task:
     image_problem: str | None = None
     backbone_digest: str | None = None
     pushed_version: str | None = None
+    drawn_at_random: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +274,38 @@ class NoSuggestion:
     reason: str
 
 
+# --- views of tasks ------------------------------------------------------------------------------------
+
+
+class ViewKind(StrEnum):
+    """The views that Tandem keeps in Label Studio's Data Manager."""
+
+    LABEL_NEXT = "label_next"
+    CHECK_LABELS = "check_labels"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskView:
+    """A view of Label Studio's Data Manager: a tab.
+
+    ``task_ids`` are the tasks that it is filtered to; ``None`` where it is filtered by anything else, or not at all.
+    """
+
+    id: int
+    title: str
+    task_ids: frozenset[int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptView:
+    """A view that Tandem made, as it was left last; ``released`` once somebody changed or deleted it by hand."""
+
+    kind: ViewKind
+    label_studio_id: int
+    task_ids: frozenset[int]
+    released: bool = False
+
+
 # --- jobs ----------------------------------------------------------------------------------------------
 
 
@@ -283,6 +317,7 @@ class JobKind(StrEnum):
     HEAD = "head"
     FINETUNE = "finetune"
     PUSH = "push"
+    QUERY = "query"
 
 
 class JobStatus(StrEnum):

@@ -15,6 +15,7 @@ from backend.domain import (
     Job,
     JobKind,
     JobStatus,
+    KeptView,
     LabelSchema,
     ModelVersion,
     Progress,
@@ -23,6 +24,8 @@ from backend.domain import (
     ProjectSnapshot,
     Suggestion,
     Task,
+    TaskView,
+    ViewKind,
     Webhook,
 )
 
@@ -105,6 +108,9 @@ class TaskStore(Protocol):
 
     def forget_pushed(self, project_id: int) -> None:
         """Store that Label Studio holds no suggestion of ours for any task."""
+
+    def record_drawn(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Store that chance alone chose these tasks to be labelled."""
 
     def count(self, project_id: int) -> int:
         """Return the number of tasks."""
@@ -231,6 +237,16 @@ class VersionStore(Protocol):
         """Mark a candidate as rejected."""
 
 
+class ViewStore(Protocol):
+    """The views of Label Studio's Data Manager that Tandem made: at most one per project and kind."""
+
+    def get(self, project_id: int, kind: ViewKind) -> KeptView | None:
+        """Return the view of this kind, if one was ever made."""
+
+    def save(self, project_id: int, view: KeptView) -> None:
+        """Store what is known of a view now."""
+
+
 class Stores(Protocol):
     """All stores, sharing one transaction."""
 
@@ -239,6 +255,7 @@ class Stores(Protocol):
     annotations: AnnotationStore
     jobs: JobStore
     versions: VersionStore
+    views: ViewStore
 
 
 class Database(Protocol):
@@ -420,6 +437,21 @@ class LabelStudioGateway(Protocol):
 
     def delete_predictions(self, project: int, version: str) -> None:
         """Delete all predictions of a version."""
+
+    def views(self, project: int) -> list[TaskView]:
+        """Return a project's views in the Data Manager, from left to right."""
+
+    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
+        """Make a view of these tasks, the least sure prediction first, and return its id.
+
+        A project without any view gets one of all tasks before it, so that they stay in sight.
+        """
+
+    def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
+        """Make a view show these tasks; its title, columns and the like stay."""
+
+    def set_sampling(self, project: int, sampling: str) -> None:
+        """Set by what the label stream chooses the next task."""
 
 
 # --- running jobs --------------------------------------------------------------------------------------------

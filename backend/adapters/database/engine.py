@@ -32,8 +32,9 @@ from backend.adapters.database.migrations import HEAD_REVISION, current_revision
 from backend.adapters.database.projects import SqlProjectStore
 from backend.adapters.database.tasks import SqlTaskStore
 from backend.adapters.database.versions import SqlVersionStore
+from backend.adapters.database.views import SqlViewStore
 from backend.errors import ConfigurationError, StoreUnavailable
-from backend.ports import AnnotationStore, JobStore, ProjectStore, TaskStore, VersionStore
+from backend.ports import AnnotationStore, JobStore, ProjectStore, TaskStore, VersionStore, ViewStore
 
 LOCK_TIMEOUT_S = 30
 POSTGRESQL_LOCK_KEY = 0x74616E64656D  # "tandem"
@@ -49,6 +50,7 @@ class SqlStores:
         self.annotations: AnnotationStore = SqlAnnotationStore(connection)
         self.jobs: JobStore = SqlJobStore(connection)
         self.versions: VersionStore = SqlVersionStore(connection)
+        self.views: ViewStore = SqlViewStore(connection)
 
 
 class SqlDatabase:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -97,6 +98,7 @@ task_table = Table(
     Column("image_problem", Text),
     Column("backbone_digest", String(64)),
     Column("pushed_version", Text),
+    Column("drawn_at_random", Boolean, nullable=False, server_default=false()),
     Index("task_backbone", "project_id", "backbone_digest"),
     Index(
         "task_with_problem",
@@ -185,4 +187,14 @@ version_table = Table(
         sqlite_where=text("status = 'active'"),
         postgresql_where=text("status = 'active'"),
     ),
+)
+
+kept_view_table = Table(
+    "kept_view",
+    metadata,
+    Column("project_id", BigInteger, ForeignKey("project.id", name="kept_view_project"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("label_studio_id", BigInteger, nullable=False),
+    Column("task_ids", JSON, nullable=False),
+    Column("released", Boolean, nullable=False),
 )

@@ -41,6 +41,7 @@ class SqlTaskStore:
                 "image_problem": None,
                 "backbone_digest": None,
                 "pushed_version": None,
+                "drawn_at_random": False,
             }
             for task_id, image_url in wanted.items()
             if task_id not in stored or stored[task_id] != image_url
@@ -141,6 +142,12 @@ class SqlTaskStore:
         )
         self._connection.execute(pushed.values(pushed_version=None))
 
+    def record_drawn(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Store that chance alone chose these tasks to be labelled."""
+        for ids in chunks(task_ids):
+            these = update(task_table).where(task_table.c.project_id == project_id, task_table.c.id.in_(ids))
+            self._connection.execute(these.values(drawn_at_random=True))
+
     def count(self, project_id: int) -> int:
         """Return the number of tasks."""
         return self._count(project_id)
@@ -178,6 +185,7 @@ _COLUMNS = (
     task_table.c.image_problem,
     task_table.c.backbone_digest,
     task_table.c.pushed_version,
+    task_table.c.drawn_at_random,
 )
 
 # What requests for suggestions execute: to put a statement together takes longer than to execute it.
@@ -201,7 +209,7 @@ _RECORD_IMAGE = (
 
 
 def _task(row: AnyRow) -> Task:
-    task_id, image_url, image_digest, image_problem, backbone_digest, pushed_version = row
+    task_id, image_url, image_digest, image_problem, backbone_digest, pushed_version, drawn_at_random = row
     return Task(
         id=task_id,
         image_url=image_url,
@@ -209,6 +217,7 @@ def _task(row: AnyRow) -> Task:
         image_problem=image_problem,
         backbone_digest=backbone_digest,
         pushed_version=pushed_version,
+        drawn_at_random=drawn_at_random,
     )
 
 
