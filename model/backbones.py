@@ -21,6 +21,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from model.blocks import FeatureNetwork
+from model.classifier import PretrainedClassifier, find_classifier
 from model.transforms import TRANSFORMS_VERSION, InputSpec
 from model.weights import WeightsUnavailable, download, load_weights, read_weights
 
@@ -52,7 +53,8 @@ class Backbone:
             same digest can be compared, others not.
         pretrained: Whether it has learned anything.
         note: What a user should know about it, in plain words; often nothing.
-        classes: What the pretrained weights were trained to tell apart; empty where unknown.
+        classifier: What the weights were trained to tell apart, and how to tell it from features; ``None`` where the
+            weights have no such part, or it needs more than features (``model.classifier.find_classifier``).
     """
 
     name: str
@@ -62,7 +64,7 @@ class Backbone:
     digest: str
     pretrained: bool
     note: str = ""
-    classes: tuple[str, ...] = ()
+    classifier: PretrainedClassifier | None = None
 
     @property
     def n_features(self) -> int:
@@ -99,8 +101,8 @@ def load_backbone(name: str, weights: str | Path = "auto", *, n_views: int = 1, 
         return _describe(name, untrained, spec, note="untrained network, as WEIGHTS=none asks for: features are poor")
     trunk = FeatureNetwork(network, spec.crop_size).eval()
     if weights != "auto":
-        load_weights(network, trunk, read_weights(Path(weights)), str(weights))
-        return _describe(name, trunk, spec, pretrained=True)
+        classifier = _load(network, trunk, read_weights(Path(weights)), str(weights), published)
+        return _describe(name, trunk, spec, pretrained=True, classifier=classifier)
     try:
         state_dict = download(published)
     except WeightsUnavailable as error:
@@ -110,11 +112,25 @@ def load_backbone(name: str, weights: str | Path = "auto", *, n_views: int = 1, 
             f"Connect once, or download {published.url} elsewhere and set WEIGHTS to the file"
         )
         return _describe(name, untrained, spec, note=note)
-    load_weights(network, trunk, state_dict, published.url)
+    classifier = _load(network, trunk, state_dict, published.url, published)
     licence = published.meta.get("license")
     note = f"these weights have a licence of their own: {licence}" if licence else ""
-    classes = tuple(published.meta.get("categories") or ())
-    return _describe(name, trunk, spec, pretrained=True, note=note, classes=classes)
+    return _describe(name, trunk, spec, pretrained=True, note=note, classifier=classifier)
+
+
+def _load(
+    network: nn.Module, trunk: FeatureNetwork, state_dict: dict[str, torch.Tensor], source: str, published: WeightsEnum
+) -> PretrainedClassifier | None:
+    """Load weights into a network, and return its classifier if they have one for the published weights' categories.
+
+    Raises:
+        WrongWeights: see ``load_weights``.
+    """
+    layers = find_classifier(network, trunk)
+    categories = tuple(published.meta.get("categories") or ())
+    if load_weights(network, trunk, layers, state_dict, source) and layers is not None and categories:
+        return PretrainedClassifier(layers=layers, n_inputs=trunk.block_sizes[-1], categories=categories)
+    return None
 
 
 def choose_weights(name: str) -> WeightsEnum:
@@ -142,7 +158,7 @@ def with_network(backbone: Backbone, network: FeatureNetwork) -> Backbone:
     """Return the backbone with another network of the same architecture, after fine-tuning, and its new digest."""
     network.eval()
     digest = _digest(backbone.name, backbone.input_spec, network, TRANSFORMS_VERSION)
-    return replace(backbone, network=network, digest=digest, pretrained=True, note="")
+    return replace(backbone, network=network, digest=digest, pretrained=True, note="", classifier=None)
 
 
 def layer_groups(backbone: Backbone) -> list[list[nn.Parameter]]:
@@ -162,7 +178,6 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
         "shallow": backbone.network.shallow,
         "pretrained": backbone.pretrained,
         "note": backbone.note,
-        "classes": backbone.classes,
         "digest": backbone.digest,
     }
     (folder / _DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -190,7 +205,6 @@ def load_saved_backbone(folder: Path) -> Backbone:
             spec,
             pretrained=description["pretrained"],
             note=description["note"],
-            classes=tuple(description["classes"]),
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CorruptBackbone(f"{folder} does not hold a complete backbone: {error}") from error
@@ -216,7 +230,7 @@ def _describe(
     *,
     pretrained: bool = False,
     note: str = "",
-    classes: tuple[str, ...] = (),
+    classifier: PretrainedClassifier | None = None,
 ) -> Backbone:
     return Backbone(
         name=name,
@@ -226,7 +240,7 @@ def _describe(
         digest=_digest(name, spec, network, TRANSFORMS_VERSION),
         pretrained=pretrained,
         note=note,
-        classes=classes,
+        classifier=classifier,
     )
 
 

@@ -75,27 +75,33 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def load_weights(network: nn.Module, trunk: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
-    """Load a state dict in torchvision's layout into a network.
+def load_weights(
+    network: nn.Module, trunk: nn.Module, classifier: nn.Module | None, state_dict: dict[str, torch.Tensor], source: str
+) -> bool:
+    """Load a state dict in torchvision's layout into a network; return whether it has weights for its classifier too.
 
     Args:
         network: torchvision's.
-        trunk: the part of it that must be in the state dict; the classifier is left out, so that its shape may
-            differ and it may be missing.
+        trunk: the part of it that must be in the state dict.
+        classifier: the part that may be missing there or have another shape, and is then left as it is.
         state_dict: names to tensors, of any float type.
         source: for messages, where the state dict comes from.
 
     Raises:
         WrongWeights: it is that of another architecture.
     """
-    used = {id(tensor) for tensor in trunk.state_dict(keep_vars=True).values()}
     own = network.state_dict(keep_vars=True)
-    trunk_keys = {key for key, tensor in own.items() if id(tensor) in used}
+    trunk_keys = _keys_of(trunk, own)
+    classifier_keys = _keys_of(classifier, own) if classifier is not None else set()
     # torchvision's own DenseNet files still have the names of 2017; other old names are known to its modules.
     renamed = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): each for key, each in state_dict.items()
     }
-    given = OrderedDict((key, each) for key, each in renamed.items() if key not in own or key in trunk_keys)
+    has_classifier = bool(classifier_keys) and all(
+        key in renamed and renamed[key].shape == own[key].shape for key in classifier_keys
+    )
+    wanted = trunk_keys | classifier_keys if has_classifier else trunk_keys
+    given = OrderedDict((key, each) for key, each in renamed.items() if key not in own or key in wanted)
     given._metadata = getattr(state_dict, "_metadata", own._metadata)  # type: ignore[attr-defined]  # torch's own way
     try:
         missing, unexpected = network.load_state_dict(given, strict=False)
@@ -108,6 +114,13 @@ def load_weights(network: nn.Module, trunk: nn.Module, state_dict: dict[str, tor
         raise WrongWeights(
             f"{source} holds weights of another network: {_listed(missing)} missing, {_listed(unexpected)} unexpected"
         )
+    return has_classifier
+
+
+def _keys_of(part: nn.Module, own: dict[str, torch.Tensor]) -> set[str]:
+    """Return under which keys of a network's state dict the tensors of a part of it are."""
+    used = {id(tensor) for tensor in part.state_dict(keep_vars=True).values()}
+    return {key for key, tensor in own.items() if id(tensor) in used}
 
 
 def _listed(keys: list[str]) -> str:

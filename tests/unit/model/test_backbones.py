@@ -206,14 +206,15 @@ def test_a_damaged_download_does_not_stop_the_start(monkeypatch: pytest.MonkeyPa
 # --- weights ---------------------------------------------------------------------------------------------------
 
 
-def test_published_weights_bring_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_bring_their_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torchvision_network("resnet18", 224)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: network.state_dict())
     backbone = load_backbone("resnet18")
     assert backbone.pretrained
     assert backbone.note == ""
-    assert len(backbone.classes) == 1000
-    assert backbone.classes[:2] == ("tench", "goldfish")
+    assert backbone.classifier is not None
+    assert len(backbone.classifier.categories) == 1000
+    assert backbone.classifier.categories[:2] == ("tench", "goldfish")
     assert backbone.input_spec.crop_size == ResNet18_Weights.IMAGENET1K_V1.transforms().crop_size[0]
     assert backbone.block_sizes == (128, 256, 512)
 
