@@ -5,16 +5,23 @@ Shapes: n images that may be asked, t test images, d features, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model.duplicates import coordinates_of
 from model.evaluation import Targets, evaluate
+from model.folds import first_digests
 from model.head import AnyFloats, FloatArray
 from model.inference import Predictor
 from model.learning import Examples, TooFewLabels, learn
 from model.query import Pool, score
+
+LABELS_PER_CLASS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +39,116 @@ class Round:
     n_labels: int
     accuracy: float
     macro_f1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelledSet:
+    """A set of images whose labels are known, as a backbone sees them; ``test_images`` are never asked."""
+
+    name: str
+    backbone: str
+    images: Images
+    test_images: Images
+    n_classes: int
+    block_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """How well a strategy does by number of labels, on one set of images and one backbone.
+
+    ``accuracy`` and ``macro_f1`` on the test images, from 0 to 1, have a row for each seed and a column for each of
+    ``n_labels``; ``seconds`` is what the replay of one seed took, the median.
+    """
+
+    set_name: str
+    backbone: str
+    strategy: str
+    n_labels: Sequence[int]
+    accuracy: Sequence[Sequence[float]]
+    macro_f1: Sequence[Sequence[float]]
+    seconds: float
+
+
+def default_budgets(n_classes: int) -> tuple[int, ...]:
+    """Return the numbers of labels at which strategies are compared: ``LABELS_PER_CLASS``."""
+    return tuple(number * n_classes for number in LABELS_PER_CLASS)
+
+
+def held_out(
+    digests: Sequence[str], features: AnyFloats, targets: Targets, block_sizes: tuple[int, ...], share: float
+) -> NDArray[np.bool_]:
+    """Draw the test images, (n,), by their content: the same ones every time, of each class its share.
+
+    Near-duplicates stay together. Where an image may have several classes, it is sets of classes that have their
+    share, as far as there are enough images.
+
+    Args:
+        digests: of the images' content.
+        features: (n, d), of a backbone that was not fine-tuned on them.
+        targets: class indices, (n,), or booleans, (n, k).
+        block_sizes: how a feature row is composed.
+        share: of the images to hold out, above 0 and below 1.
+    """
+    rows = np.argsort(np.array(digests))  # so that names and order of the files do not matter
+    ordered = [digests[row] for row in rows]
+    first = first_digests(ordered, coordinates_of(features[rows], block_sizes), targets[rows])
+    labels = np.unique(targets, axis=0, return_inverse=True)[1].tolist()
+    groups: dict[str, list[int]] = {}
+    for row, group in zip(rows.tolist(), first, strict=True):
+        groups.setdefault(group, []).append(row)
+    drawn = np.zeros(len(digests), np.bool_)
+    n_seen = n_drawn = 0
+    for members in sorted(groups.values(), key=lambda members: (labels[members[0]], digests[members[0]])):
+        n_seen += len(members)
+        # What is missing from the share so far, or too much, is carried over to the next group.
+        if share * n_seen - n_drawn >= len(members) / 2:
+            drawn[members] = True
+            n_drawn += len(members)
+    return drawn
+
+
+def replay(
+    labelled: LabelledSet,
+    strategy: str,
+    *,
+    budgets: Sequence[int],
+    batch_size: int,
+    n_seeds: int,
+    on_round: Callable[[int, int], None] = lambda _seed, _n_labels: None,
+) -> Curve:
+    """Replay the loop for each of the seeds 0 to ``n_seeds`` - 1; for the other arguments see ``simulate``.
+
+    ``on_round`` is called with the seed and the number of labels, at the start of each replay and after each budget.
+    """
+    replays: list[list[Round]] = []
+    seconds = []
+    for seed in range(n_seeds):
+        started_s = time.perf_counter()
+        on_round(seed, 0)
+        replays.append([])
+        for each in simulate(
+            labelled.images,
+            labelled.test_images,
+            n_classes=labelled.n_classes,
+            block_sizes=labelled.block_sizes,
+            strategy=strategy,
+            budgets=budgets,
+            batch_size=batch_size,
+            seed=seed,
+        ):
+            replays[-1].append(each)
+            on_round(seed, each.n_labels)
+        seconds.append(time.perf_counter() - started_s)
+    return Curve(
+        set_name=labelled.name,
+        backbone=labelled.backbone,
+        strategy=strategy,
+        n_labels=[each.n_labels for each in replays[0]],
+        accuracy=[[round(each.accuracy, 4) for each in rounds] for rounds in replays],
+        macro_f1=[[round(each.macro_f1, 4) for each in rounds] for rounds in replays],
+        seconds=round(statistics.median(seconds), 1),
+    )
 
 
 def simulate(

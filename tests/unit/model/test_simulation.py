@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from model import simulation
 from model.query import STRATEGIES, Pool, Scores, score
-from model.simulation import Images, Round, simulate
+from model.simulation import Images, LabelledSet, Round, held_out, replay, simulate
 
 BLOCK_SIZES = (4, 16)
 
@@ -21,7 +22,7 @@ def make_images(seed: int, n_images: int = 90, *, multiple: bool = False) -> Ima
     return Images(features=features, targets=targets)
 
 
-def replay(
+def rounds_of(
     images: Images, strategy: str = "tandem", budgets: tuple[int, ...] = (3, 12, 30), seed: int = 0, batch_size: int = 8
 ) -> list[Round]:
     return list(
@@ -48,7 +49,7 @@ def one_thread() -> Iterator[None]:
     ("strategy", "multiple"), [*((strategy, False) for strategy in STRATEGIES), ("margin", True), ("badge", True)]
 )
 def test_labels_make_the_model_better(strategy: str, multiple: bool) -> None:
-    rounds = replay(make_images(1, multiple=multiple), strategy)
+    rounds = rounds_of(make_images(1, multiple=multiple), strategy)
     assert [each.n_labels for each in rounds] == [3, 12, 30]
     assert rounds[-1].accuracy > (0.4 if multiple else 0.6)
     assert rounds[-1].macro_f1 > 0.55
@@ -57,8 +58,8 @@ def test_labels_make_the_model_better(strategy: str, multiple: bool) -> None:
 
 def test_the_same_seed_is_the_same_replay_and_another_one_another() -> None:
     images = make_images(1)
-    assert replay(images, "random") == replay(images, "random")
-    assert replay(images, "random") != replay(images, "random", seed=1)
+    assert rounds_of(images, "random") == rounds_of(images, "random")
+    assert rounds_of(images, "random") != rounds_of(images, "random", seed=1)
 
 
 def test_no_image_is_asked_twice_and_what_is_learned_grows_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_no_image_is_asked_twice_and_what_is_learned_grows_by_batches(monkeypatc
         return score(strategy, pool, batch_size=batch_size, seed=seed)
 
     monkeypatch.setattr(simulation, "score", record)
-    replay(images, budgets=(10, 23), batch_size=6)
+    rounds_of(images, budgets=(10, 23), batch_size=6)
     assert [len(pool.labelled_targets) for pool in pools] == [0, 6, 10, 16, 22]
     for pool in pools:
         rows = np.concatenate([pool.features, pool.labelled_features])
@@ -78,17 +79,75 @@ def test_no_image_is_asked_twice_and_what_is_learned_grows_by_batches(monkeypatc
     assert pools[0].probabilities is None
     assert pools[-1].probabilities is not None
     pools.clear()
-    replay(images, "random", budgets=(10, 23), batch_size=6)
+    rounds_of(images, "random", budgets=(10, 23), batch_size=6)
     assert [len(pool.labelled_targets) for pool in pools] == [0, 10]
 
 
 def test_while_there_is_one_class_only_it_is_the_answer() -> None:
     images = make_images(1)
     alike = replace(images, targets=np.ones_like(images.targets))
-    (first,) = replay(alike, budgets=(5,))
+    (first,) = rounds_of(alike, budgets=(5,))
     share = (make_images(99, 200).targets == 1).mean()
     assert first.accuracy == pytest.approx(share)
 
 
 def test_budgets_beyond_the_images_are_left_out() -> None:
-    assert [each.n_labels for each in replay(make_images(1, 20), budgets=(5, 20, 21))] == [5, 20]
+    assert [each.n_labels for each in rounds_of(make_images(1, 20), budgets=(5, 20, 21))] == [5, 20]
+
+
+def test_a_replay_of_several_seeds_is_a_curve() -> None:
+    images, test_images = make_images(1), make_images(99, 200)
+    labelled = LabelledSet(
+        name="pets", backbone="resnet18", images=images, test_images=test_images, n_classes=3, block_sizes=BLOCK_SIZES
+    )
+    seen: list[tuple[int, int]] = []
+    curve = replay(
+        labelled, "random", budgets=(3, 12), batch_size=8, n_seeds=2, on_round=lambda *reached: seen.append(reached)
+    )
+    assert seen == [(0, 0), (0, 3), (0, 12), (1, 0), (1, 3), (1, 12)]
+    assert (curve.set_name, curve.backbone, curve.strategy, curve.n_labels) == ("pets", "resnet18", "random", [3, 12])
+    for seed in (0, 1):
+        rounds = rounds_of(images, "random", (3, 12), seed)
+        assert curve.accuracy[seed] == [round(each.accuracy, 4) for each in rounds]
+        assert curve.macro_f1[seed] == [round(each.macro_f1, 4) for each in rounds]
+
+
+def digests_of(n_images: int) -> list[str]:
+    return [hashlib.sha256(bytes([number])).hexdigest() for number in range(n_images)]
+
+
+def apart(n_images: int) -> np.ndarray:
+    """Features of images none of which is like another."""
+    return np.random.default_rng(5).random((n_images, sum(BLOCK_SIZES))).astype(np.float16)
+
+
+class TestHeldOut:
+    @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+    def test_of_each_class_its_share(self, share: float) -> None:
+        targets = np.array([0] * 150 + [1] * 50 + [2] * 20)
+        drawn = held_out(digests_of(220), apart(220), targets, BLOCK_SIZES, share)
+        for target, size in ((0, 150), (1, 50), (2, 20)):
+            assert abs(drawn[targets == target].sum() - share * size) <= 1
+
+    def test_of_sets_of_classes_too(self) -> None:
+        targets = np.random.default_rng(1).random((200, 3)) < 0.5
+        drawn = held_out(digests_of(200), apart(200), targets, BLOCK_SIZES, 0.3)
+        assert drawn.sum() == 60
+        for row in np.unique(targets, axis=0):
+            alike = (targets == row).all(axis=1)
+            assert abs(drawn[alike].sum() - 0.3 * alike.sum()) <= 1
+
+    def test_content_alone_decides(self) -> None:
+        digests, features, targets = np.array(digests_of(100)), apart(100), np.arange(100) % 2
+        drawn = held_out(digests.tolist(), features, targets, BLOCK_SIZES, 0.3)
+        order = np.random.default_rng(2).permutation(100)
+        again = held_out(digests[order].tolist(), features[order], targets[order], BLOCK_SIZES, 0.3)
+        np.testing.assert_array_equal(again, drawn[order])
+
+    def test_near_duplicates_stay_together(self) -> None:
+        features = np.repeat(apart(60), 2, axis=0)
+        targets = np.repeat(np.arange(60) % 2, 2)
+        features[1::2] *= 1.05
+        drawn = held_out(digests_of(120), features, targets, BLOCK_SIZES, 0.3)
+        np.testing.assert_array_equal(drawn[::2], drawn[1::2])
+        assert abs(drawn.sum() - 36) <= 2
