@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,9 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FolderArgument = Annotated[Path, typer.Argument(help="A sub-folder per class, or labels.csv with columns file,labels.")]
 ProjectArgument = Annotated[int, typer.Argument(help="The project, by Tandem's id (tandem status lists them).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the job to end.")]
+SIMULATED_STRATEGIES = ["random", "tandem"]
 
 
 def main() -> None:
@@ -196,7 +200,7 @@ def forecast(project: ProjectArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def fit(
-    folder: Annotated[Path, typer.Argument(help="A sub-folder per class, or labels.csv with columns file,labels.")],
+    folder: FolderArgument,
     pool: Annotated[Path | None, typer.Option(help="A folder of unlabelled images, which help.")] = None,
     test: Annotated[
         Path | None, typer.Option(help="A folder like FOLDER to measure on; a fifth of it otherwise.")
@@ -245,6 +249,65 @@ def fit(
 
 
 @app.command()
+def simulate(
+    folder: FolderArgument,
+    strategies: Annotated[
+        list[str], typer.Option(help="What to compare with random: repeated, or separated by commas.")
+    ] = SIMULATED_STRATEGIES,
+    seeds: Annotated[int, typer.Option(min=1, help="How many replays of each strategy.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Labels until there is a new model.")] = 5,
+    test_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the images to measure on.")] = 0.3,
+    budgets: Annotated[
+        list[str] | None, typer.Option(help="Numbers of labels to compare at: repeated, or separated by commas.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--output", help="A JSON file to write.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf file to draw the curves into.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay the labelling of a labelled folder: how many labels each query strategy would have taken."""
+    settings = start("simulate")
+    check_files(json_file, figure)
+    from backend.processes import one_linear_algebra_thread
+    from backend.services.folders import read_folder
+    from backend.services.simulation import SimulationSettings, simulate_labelling
+    from model.query_report import accuracy_rows, draw, saving_rows
+
+    simulation_settings = SimulationSettings(
+        backbone=settings.backbone,
+        weights=settings.weights,
+        image_views=settings.image_views,
+        device=settings.device,
+        max_image_pixels=settings.max_image_pixels,
+        strategies=listed(strategies),
+        n_seeds=seeds,
+        batch_size=batch_size,
+        test_share=test_share,
+        budgets=as_numbers(listed(budgets or [])),
+    )
+    labelled = read_folder(folder)
+    one_linear_algebra_thread()
+    with progress_bar() as on_progress:
+        result = simulate_labelling(
+            folder.resolve().name, labelled.schema, labelled.paths, labelled.labelled, simulation_settings, on_progress
+        )
+    if as_json:
+        show(asdict(result), as_json=True)
+    else:
+        show(accuracy_rows(result.curves), as_json=False)
+        show(saving_rows(result.curves), as_json=False)
+        output.print(
+            f"accuracy in % on {result.n_test} held-out images of {result.n_images}, "
+            f"mean of {seeds} replays with a new model every {batch_size} labels"
+        )
+    if result.note:
+        messages.print(f"[yellow]{escape(result.note)}[/yellow]")
+    if json_file:
+        json_file.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    if figure and find_spec("matplotlib"):
+        draw(result.curves, figure)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's servers keep their data.")] = Path("demo-data"),
     stop: Annotated[bool, typer.Option("--stop", help="Stop the servers that an earlier demo left running.")] = False,
@@ -266,6 +329,40 @@ def start(name: str | None = None) -> Settings:
     settings = load_settings()
     configure_logs(settings.log_level if name in ("serve", "worker") else "WARNING")
     return settings
+
+
+def listed(values: list[str]) -> list[str]:
+    """Return the values of an option that may be repeated, and hold several separated by commas."""
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def as_numbers(values: list[str]) -> list[int]:
+    """Return whole numbers.
+
+    Raises:
+        InvalidRequest: one of them is none.
+    """
+    for value in values:
+        if not value.isdecimal():
+            raise InvalidRequest(f"{value!r} is not a number of labels")
+    return [int(value) for value in values]
+
+
+def check_files(json_file: Path | None, figure: Path | None) -> None:
+    """Find out before the work whether its results can be written, and say so if there will be no figure.
+
+    Raises:
+        InvalidRequest: the files cannot be written.
+    """
+    for path in (json_file, figure):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise InvalidRequest(f"{path} cannot be written: it is a folder, or the folder around it does not exist")
+    if figure and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InvalidRequest(f"{figure} is neither a .png, .svg nor .pdf file")
+    if figure and not find_spec("matplotlib"):
+        messages.print(
+            "there will be no figure without matplotlib: pip install 'tandem-label-studio[plots]'", markup=False
+        )
 
 
 def make_container(settings: Settings) -> Container:

@@ -34,13 +34,18 @@ def show(rows: Any, as_json: bool) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar on a terminal's standard error; call what is given with step, done and total."""
+    """Show a progress bar on a terminal's standard error; call what is given with step, done and total.
+
+    It starts anew with each step.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         bar = progress.add_task("starting", total=None)
 
         def on_progress(step: str, done: int, total: int) -> None:
-            progress.update(bar, description=step, completed=done, total=total or None)
+            if step != progress.tasks[bar].description:
+                progress.reset(bar, description=step)
+            progress.update(bar, completed=done, total=total or None)
 
         yield on_progress
 

@@ -69,7 +69,8 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 def test_help_names_every_command_without_loading_anything_heavy() -> None:
     result = RUNNER.invoke(app, ["--help"])
-    for command in ("serve", "worker", "sync", "train", "predict", "versions", "rollback", "status", "fit", "demo"):
+    names = "serve worker sync train predict versions rollback status fit simulate demo"
+    for command in names.split():
         assert command in result.stdout
 
 
@@ -335,3 +336,81 @@ class TestFit:
         status, said = fails(monkeypatch, capsys, "fit", str(untrained / "nowhere"))
         assert status == 2
         assert "nowhere" in said
+
+
+@pytest.mark.slow
+class TestSimulate:
+    def test_strategies_are_compared_with_random(self, untrained: Path) -> None:
+        files = untrained / "table.json", untrained / "curve.png"
+        text = run_text(
+            *("simulate", str(draw(untrained / "squares", 12)), "--strategies", "margin,typicality"),
+            *("--seeds", "2", "--budgets", "4,8", "--budgets", "16"),
+            *("--output", str(files[0]), "--figure", str(files[1])),
+        )
+        assert "labels ┃ random ┃ margin ┃ typicality" in text
+        assert "held-out images of 24, mean of 2 replays with a new model every 5 labels" in text
+        written = json.loads(files[0].read_text())
+        assert (written["class_names"], written["n_images"], written["seeds"]) == (["blue", "red"], 24, 2)
+        assert written["n_test"] in (7, 8)
+        assert [curve["strategy"] for curve in written["curves"]] == ["random", "margin", "typicality"]
+        assert [saving["strategy"] for saving in written["savings"]] == ["random", "margin", "typicality"]
+        for curve in written["curves"]:
+            assert (curve["set_name"], curve["backbone"], curve["n_labels"]) == ("squares", "resnet18", [4, 8, 16])
+            assert [len(row) for row in curve["accuracy"]] == [3, 3]
+            assert np.mean(curve["accuracy"], axis=0)[-1] > 0.8
+        with Image.open(files[1]) as drawn:
+            assert min(drawn.size) > 300
+
+    def test_the_same_folder_gives_the_same_table(self, untrained: Path) -> None:
+        folder = draw(untrained / "squares", 8)
+        arguments = ("simulate", str(folder), "--seeds", "1", "--test-share", "0.5")
+        first, second = run_json(*arguments), run_json(*arguments)
+        assert [curve["strategy"] for curve in first["curves"]] == ["random", "tandem"]
+        assert [curve["n_labels"] for curve in first["curves"]] == [[2, 4, 6]] * 2
+        for curve in (*first["curves"], *second["curves"]):
+            curve.pop("seconds")
+        assert first == second
+
+    def test_without_matplotlib_there_is_a_table_and_a_word_on_how_to_get_it(
+        self, untrained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        figure = untrained / "curve.png"
+        arguments = ("simulate", str(draw(untrained / "squares", 8)), "--seeds", "1", "--figure", str(figure))
+        result = RUNNER.invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "300"})
+        assert result.exit_code == 0
+        assert "pip install 'tandem-label-studio[plots]'" in result.stderr
+        assert "labels" in result.stdout
+        assert not figure.exists()
+
+    def test_too_few_images(
+        self, untrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, said = fails(monkeypatch, capsys, "simulate", str(draw(untrained / "squares", 1)))
+        assert status == 1
+        assert "too few images of 2 classes: 1 of 2 readable images are held out" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("nowhere",), "nowhere is not a folder"),
+        (("squares", "--strategies", "random,best"), "no query strategy 'best': it must be one of tandem"),
+        (("squares", "--budgets", "4,many"), "'many' is not a number of labels"),
+        (("squares", "--output", "nowhere/table.json"), "cannot be written"),
+        (("squares", "--figure", "squares"), "cannot be written"),
+        (("squares", "--figure", "curve.docx"), "curve.docx is neither"),
+    ],
+)
+def test_what_cannot_be_simulated(
+    untrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    reason: str,
+) -> None:
+    draw(untrained / "squares", 2)
+    monkeypatch.chdir(untrained)
+    status, said = fails(monkeypatch, capsys, "simulate", *arguments)
+    assert status == 2
+    assert reason in said
