@@ -172,6 +172,6 @@ def _replayed(
         batch_size=settings.batch_size,
         n_seeds=settings.n_seeds,
         on_round=lambda seed, n_labels: on_progress(
-            f"{strategy}, draw {seed + 1} of {settings.n_seeds}", n_labels, budgets[-1]
+            f"{strategy}, replay {seed + 1} of {settings.n_seeds}", n_labels, budgets[-1]
         ),
     )

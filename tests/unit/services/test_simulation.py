@@ -54,9 +54,9 @@ def test_every_step_is_reported(tmp_path: Path) -> None:
     result = simulate_labelling("squares", RED_BLUE, *squares(tmp_path, 20), settings, lambda *step: steps.append(step))
     assert list(dict.fromkeys(name for name, _, _ in steps)) == [
         "embed",
-        *("random, draw 1 of 2", "random, draw 2 of 2", "margin, draw 1 of 2", "margin, draw 2 of 2"),
+        *("random, replay 1 of 2", "random, replay 2 of 2", "margin, replay 1 of 2", "margin, replay 2 of 2"),
     ]
-    assert [step[1:] for step in steps if step[0] == "margin, draw 2 of 2"] == [(0, 8), (4, 8), (8, 8)]
+    assert [step[1:] for step in steps if step[0] == "margin, replay 2 of 2"] == [(0, 8), (4, 8), (8, 8)]
     assert (result.n_images, result.n_test, result.class_names) == (20, 6, ("red", "blue"))
     assert "untrained" in result.note
 
