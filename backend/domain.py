@@ -19,7 +19,8 @@ class LabelSchema:
     """What one Choices control asks about one image of a task.
 
     ``class_names`` are what Label Studio stores: the alias where a choice has one, and the whole path,
-    joined by ``PATH_SEPARATOR``, where choices are nested.
+    joined by ``PATH_SEPARATOR``, where choices are nested. ``synonyms`` are other names of each class, in the same
+    order; empty where no class has any.
     """
 
     control_name: str
@@ -28,6 +29,7 @@ class LabelSchema:
     class_names: tuple[str, ...]
     multiple: bool = False
     nested: bool = False
+    synonyms: tuple[tuple[str, ...], ...] = ()
 
 
 PATH_SEPARATOR = " > "

@@ -247,6 +247,16 @@ class ViewStore(Protocol):
         """Store what is known of a view now."""
 
 
+class BackboneStore(Protocol):
+    """What is known of pretrained backbones, by their digest."""
+
+    def categories(self, digest: str) -> tuple[str, ...]:
+        """Return what the classifier that a backbone was pretrained with tells apart; nothing where none is known."""
+
+    def save_categories(self, digest: str, categories: tuple[str, ...]) -> None:
+        """Store what the classifier that a backbone was pretrained with tells apart."""
+
+
 class Stores(Protocol):
     """All stores, sharing one transaction."""
 
@@ -256,6 +266,7 @@ class Stores(Protocol):
     jobs: JobStore
     versions: VersionStore
     views: ViewStore
+    backbones: BackboneStore
 
 
 class Database(Protocol):

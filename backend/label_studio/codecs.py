@@ -101,13 +101,15 @@ def _read_control(control: Element, named: Mapping[str, Element]) -> LabelSchema
         raise UnsupportedLabelConfig(f'is about <Image name={object_name!r}>, which has no value="$key" of its own')
     multiple = control.get("choice") == "multiple"
     nested = _is_true(control, "allowNested")
+    synonyms = _read_classes(control, multiple=multiple, nested=nested)
     return LabelSchema(
         control_name=control.get("name", ""),
         object_name=object_name,
         data_key=key[1],
-        class_names=_read_class_names(control, multiple=multiple, nested=nested),
+        class_names=tuple(synonyms),
         multiple=multiple,
         nested=nested,
+        synonyms=tuple(synonyms.values()) if any(synonyms.values()) else (),
     )
 
 
@@ -115,8 +117,9 @@ def _is_true(element: Element, attribute: str) -> bool:
     return element.get(attribute, "").lower() == "true"
 
 
-def _read_class_names(control: Element, *, multiple: bool, nested: bool) -> tuple[str, ...]:
-    class_names: list[str] = []
+def _read_classes(control: Element, *, multiple: bool, nested: bool) -> dict[str, tuple[str, ...]]:
+    """Return the synonyms of each class, by its name."""
+    synonyms: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
     pending: list[tuple[tuple[str, ...], Element]] = [((), choice) for choice in reversed(_choices_below(control))]
     while pending:
@@ -129,13 +132,13 @@ def _read_class_names(control: Element, *, multiple: bool, nested: bool) -> tupl
         children = _choices_below(choice) if nested else []
         # An only child is ticked whenever its parent is, and the other way round: together they are one class.
         if not children or (len(children) > 1 and not multiple):
-            class_names.append(name)
+            synonyms[name] = _read_synonyms(choice)
         if len(seen) > MAX_CLASSES or len(path) > MAX_PATH_LENGTH:
             raise UnsupportedLabelConfig(f"has more than {MAX_CLASSES} choices, or {MAX_PATH_LENGTH} levels of them")
         pending.extend((path, child) for child in reversed(children))
-    if not class_names:
+    if not synonyms:
         raise UnsupportedLabelConfig("has no <Choice>")
-    return tuple(class_names)
+    return synonyms
 
 
 def _choices_below(parent: Element) -> list[Element]:
@@ -162,6 +165,17 @@ def _read_label(choice: Element, *, nested: bool) -> str:
     if nested and PATH_SEPARATOR in label:
         raise UnsupportedLabelConfig(f"has {PATH_SEPARATOR!r} in the choice {label!r}, which joins nested choices")
     return label
+
+
+def _read_synonyms(choice: Element) -> tuple[str, ...]:
+    """Return what a choice is called besides: what is shown where an alias is stored, and its ``predicted_values``.
+
+    The latter is what Label Studio's own examples of backends look for: names that a pretrained model has for a class,
+    separated by commas.
+    """
+    shown = choice.get("value", "") if choice.get("alias") else ""
+    names = [shown, *choice.get("predicted_values", "").split(",")]
+    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 # --- Label Studio → domain ---------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from backend.adapters.database.annotations import SqlAnnotationStore
+from backend.adapters.database.backbones import SqlBackboneStore
 from backend.adapters.database.jobs import SqlJobStore
 from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
 from backend.adapters.database.projects import SqlProjectStore
@@ -34,7 +35,7 @@ from backend.adapters.database.tasks import SqlTaskStore
 from backend.adapters.database.versions import SqlVersionStore
 from backend.adapters.database.views import SqlViewStore
 from backend.errors import ConfigurationError, StoreUnavailable
-from backend.ports import AnnotationStore, JobStore, ProjectStore, TaskStore, VersionStore, ViewStore
+from backend.ports import AnnotationStore, BackboneStore, JobStore, ProjectStore, TaskStore, VersionStore, ViewStore
 
 LOCK_TIMEOUT_S = 30
 POSTGRESQL_LOCK_KEY = 0x74616E64656D  # "tandem"
@@ -51,6 +52,7 @@ class SqlStores:
         self.jobs: JobStore = SqlJobStore(connection)
         self.versions: VersionStore = SqlVersionStore(connection)
         self.views: ViewStore = SqlViewStore(connection)
+        self.backbones: BackboneStore = SqlBackboneStore(connection)
 
 
 class SqlDatabase:

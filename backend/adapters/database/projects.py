@@ -123,5 +123,6 @@ def _project(row: Row[Any]) -> Project:
 def _label_config(stored: dict[str, Any]) -> LabelConfig:
     schema = stored["schema"]
     if schema is not None:
-        schema = LabelSchema(**{**schema, "class_names": tuple(schema["class_names"])})
+        synonyms = tuple(map(tuple, schema.get("synonyms", ())))
+        schema = LabelSchema(**{**schema, "class_names": tuple(schema["class_names"]), "synonyms": synonyms})
     return LabelConfig(**{**stored, "schema": schema})

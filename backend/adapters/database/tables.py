@@ -198,3 +198,10 @@ kept_view_table = Table(
     Column("task_ids", JSON, nullable=False),
     Column("released", Boolean, nullable=False),
 )
+
+backbone_table = Table(
+    "backbone",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("categories", Names, nullable=False),
+)

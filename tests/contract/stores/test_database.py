@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.adapters.database import SqlDatabase, engine, migrations
-from backend.adapters.database.tables import metadata
-from backend.domain import Annotation, JobKind, Project, ProjectIdentity, Task
+from backend.adapters.database.tables import metadata, project_table
+from backend.domain import Annotation, JobKind, LabelConfig, LabelSchema, Project, ProjectIdentity, Task
 from backend.errors import ConfigurationError, StoreUnavailable
 from backend.ports import Database
 
@@ -134,6 +135,7 @@ class TestConcurrency:
 
 CLAIM_ALL = """
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from backend.adapters.database import SqlDatabase
 from backend.domain import JobKind
@@ -230,6 +232,17 @@ class _Outcome:
         self._thread.join()
         if self._error:
             raise self._error
+
+
+class TestRowsOfEarlierTandems:
+    def test_a_label_config_without_synonyms(self, database: Database, project: Project) -> None:
+        schema = LabelSchema(control_name="choice", object_name="image", data_key="image", class_names=("cat", "dog"))
+        stored = asdict(LabelConfig(schema=schema))
+        del stored["schema"]["synonyms"]
+        with database._engine.begin() as connection:
+            connection.execute(sqlalchemy.update(project_table).values(label_config=stored))
+        with database.snapshot() as stores:
+            assert stores.projects.get(project.id).schema == schema
 
 
 class TestMigrations:

@@ -111,6 +111,7 @@ class TestProjects:
             class_names=('a "quoted" name', "日本 > 東京"),
             multiple=True,
             nested=True,
+            synonyms=(("Cardigan", "collie"), ()),
         )
         saved = replace(
             project,

@@ -106,6 +106,32 @@ def test_choices_inside_choices_are_classes_only_with_allow_nested() -> None:
     assert multiple.class_names == ("animal > cat", "animal > dog", "thing > car", "none")
 
 
+@pytest.mark.parametrize(
+    ("choice", "synonyms"),
+    [
+        ('<Choice value="Dog" predicted_values="golden retriever,Labrador"/>', ("golden retriever", "Labrador")),
+        ('<Choice value="Dog" predicted_values=" beagle , ,beagle,"/>', ("beagle",)),
+        ('<Choice value="Dog" alias="d"/>', ("Dog",)),
+        ('<Choice value="Dog" alias="d" predicted_values="beagle"/>', ("Dog", "beagle")),
+    ],
+)
+def test_other_names_of_a_choice(choice: str, synonyms: tuple[str, ...]) -> None:
+    assert schema_of(f'<Choice value="cat"/>{choice}').synonyms == ((), synonyms)
+
+
+@pytest.mark.parametrize("empty", ["", 'predicted_values=""', 'predicted_values=" , "'])
+def test_choices_without_another_name(empty: str) -> None:
+    schema = schema_of(f'<Choice value="cat"/><Choice value="dog" {empty}/>')
+    assert schema.synonyms == ()
+    assert schema.class_names == ("cat", "dog")
+
+
+def test_synonyms_of_nested_choices_are_those_of_the_last_one() -> None:
+    choices = '<Choice value="animal" predicted_values="beast"><Choice value="cat" predicted_values="tabby"/></Choice>'
+    schema = schema_of(f'{choices}<Choice value="none"/>', control='allowNested="true"')
+    assert dict(zip(schema.class_names, schema.synonyms, strict=True)) == {"animal > cat": ("tabby",), "none": ()}
+
+
 def annotate(schema: LabelSchema, choices: object, **other: object) -> tuple[str, ...]:
     region = {"from_name": "c", "to_name": "img", "type": "choices", "value": {"choices": choices}, **other}
     payload = AnnotationPayload.model_validate(
