@@ -36,6 +36,7 @@ from backend.worker import Lane, Worker
 
 if TYPE_CHECKING:
     from backend.services.finetuning import FineTuning
+    from backend.services.querying import Querying
     from backend.services.training import Training
 
 
@@ -206,6 +207,22 @@ class Container:
         )
 
     @cached_property
+    def querying(self) -> Querying:
+        """What is labelled next; imported here, because only the worker needs its arithmetic."""
+        from backend.services.querying import Querying
+
+        return Querying(
+            self.database,
+            self.features,
+            self.prediction,
+            self.review,
+            self.gateway,
+            strategy=self.settings.query_strategy,
+            batch_size=self.settings.query_batch_size,
+            enabled=self.settings.labelling_views,
+        )
+
+    @cached_property
     def reconciliation(self) -> Reconciliation:
         """Label Studio's truth reaches us."""
         return Reconciliation(
@@ -236,6 +253,7 @@ class Container:
             JobKind.HEAD: lambda project_id, report: self.training.fit_head(project_id, report),
             JobKind.FINETUNE: lambda project_id, report: self.finetuning.run(project_id, report),
             JobKind.PUSH: lambda project_id, report: self.pushing.run(project_id, report),
+            JobKind.QUERY: lambda project_id, report: self.querying.run(project_id, report),
         }
 
     def warm_up_serving(self) -> None:
@@ -263,7 +281,7 @@ class Container:
             self.retention,
             [
                 Lane(kinds=(JobKind.SYNC,), executor=in_thread),
-                Lane(kinds=(JobKind.PUSH,), executor=in_thread, poll_s=QUICK_POLL_S),
+                Lane(kinds=(JobKind.PUSH, JobKind.QUERY), executor=in_thread, poll_s=QUICK_POLL_S),
                 Lane(kinds=(JobKind.EMBED,), executor=in_thread),
                 Lane(kinds=(JobKind.HEAD,), executor=heads, poll_s=QUICK_POLL_S),
                 Lane(kinds=(JobKind.FINETUNE,), executor=ProcessExecutor(keep_warm=False)),

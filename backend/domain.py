@@ -57,6 +57,14 @@ class ProjectIdentity:
     created_stamp: int
 
 
+class Sampling(StrEnum):
+    """By what Label Studio's label stream chooses the next task."""
+
+    SEQUENTIAL = "sequential"
+    UNIFORM = "uniform"
+    UNCERTAINTY = "uncertainty"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectSnapshot:
     """What one message or API answer says about a project; ``None`` where it says nothing."""
@@ -67,7 +75,7 @@ class ProjectSnapshot:
     task_count: int | None = None
     annotation_count: int | None = None
     model_version: str | None = None
-    sampling: str | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,12 +308,21 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptView:
-    """A view that Tandem made, as it was left last; ``released`` once somebody changed or deleted it by hand."""
+    """A view that Tandem made.
+
+    It shows ``task_ids``, or still ``previous_task_ids`` where the last change did not come through. ``released``
+    once somebody changed or deleted it by hand: then it is theirs.
+    """
 
     kind: ViewKind
     label_studio_id: int
     task_ids: frozenset[int]
+    previous_task_ids: frozenset[int] = frozenset()
     released: bool = False
+
+    def is_as_left(self, view: TaskView | None) -> bool:
+        """Tell whether a view, as Label Studio has it now, is as Tandem left it."""
+        return view is not None and view.task_ids in (self.task_ids, self.previous_task_ids)
 
 
 # --- jobs ----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from backend.domain import (
     Project,
     ProjectIdentity,
     ProjectSnapshot,
+    Sampling,
     Suggestion,
     Task,
     TaskView,
@@ -461,7 +462,7 @@ class LabelStudioGateway(Protocol):
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
         """Make a view show these tasks; its title, columns and the like stay."""
 
-    def set_sampling(self, project: int, sampling: str) -> None:
+    def set_sampling(self, project: int, sampling: Sampling) -> None:
         """Set by what the label stream chooses the next task."""
 
 

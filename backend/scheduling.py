@@ -39,7 +39,10 @@ class Scheduler:
         return self.soon(stores, project_id, JobKind.FINETUNE)
 
     def push(self, stores: Stores, project_id: int) -> Job:
-        """Queue a push that rests first, in proportion to the last one, so that Label Studio is never swamped."""
+        """Queue a push that rests first, in proportion to the last one, so that Label Studio is never swamped.
+
+        What to label next is chosen anew after it.
+        """
         now = self._clock.now()
         run_after = now
         for job in stores.jobs.all(project_id):
@@ -47,4 +50,6 @@ class Scheduler:
                 rest = PUSH_REST_FACTOR * (job.finished_at - job.started_at)
                 run_after = max(now, min(job.finished_at + rest, now + timedelta(minutes=5)))
                 break
-        return stores.jobs.enqueue(project_id, JobKind.PUSH, run_after, now)
+        push = stores.jobs.enqueue(project_id, JobKind.PUSH, run_after, now)
+        stores.jobs.enqueue(project_id, JobKind.QUERY, run_after, now)
+        return push

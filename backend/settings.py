@@ -66,6 +66,14 @@ class Settings(BaseSettings):
     push_predictions: bool = Field(
         True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion"
     )
+    query_strategy: Literal[
+        "tandem", "random", "least_confident", "margin", "entropy", "typicality", "coverage", "k_centre", "badge"
+    ] = Field("tandem", description="How images are chosen to be labelled next")
+    query_batch_size: int = Field(20, ge=1, le=200, description='Tasks in the view "Label next"')
+    labelling_views: bool = Field(
+        True,
+        description='Keep the views "Label next" and "Check these labels", and switch Label Studio\'s sampling once',
+    )
     sync_interval_s: float = Field(300.0, gt=0, description="Seconds between reconciliations with Label Studio")
     image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Internal hosts, separated by commas, that images may come from besides Label Studio"

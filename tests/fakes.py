@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from backend.domain import (
     Progress,
     ProjectIdentity,
     ProjectSnapshot,
+    Sampling,
     Suggestion,
     Task,
+    TaskView,
     Webhook,
 )
 from backend.errors import EmbedderUnavailable, ImageError, ImageNotFound, LabelStudioError, LabelStudioRejected
@@ -146,6 +148,8 @@ class FakeProject:
     webhooks: list[Webhook] = field(default_factory=list)
     predictions: list[Suggestion] = field(default_factory=list)
     backends: list[str] = field(default_factory=list)
+    views: list[TaskView] = field(default_factory=list)
+    sampling: Sampling = Sampling.SEQUENTIAL
 
 
 class FakeGateway:
@@ -186,6 +190,7 @@ class FakeGateway:
             task_count=len(found.tasks),
             annotation_count=len(found.annotations),
             model_version=found.model_version,
+            sampling=found.sampling,
         )
 
     def connected_projects(self, backend_url: str) -> list[int]:
@@ -256,6 +261,28 @@ class FakeGateway:
         found.predictions = [each for each in found.predictions if each.version != version]
         if found.model_version == version:
             found.model_version = None
+
+    def views(self, project: int) -> list[TaskView]:
+        return list(self._open("views", project).views)
+
+    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
+        found = self._open("create_view", project)
+        if not found.views:
+            found.views.append(TaskView(id=project * 100, title="Default", task_ids=None))
+        view = TaskView(id=found.views[-1].id + 1, title=title, task_ids=frozenset(task_ids))
+        found.views.append(view)
+        return view.id
+
+    def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
+        found = self._open("update_view", project)
+        if view_id not in {view.id for view in found.views}:
+            raise LabelStudioRejected(f"view {view_id} is not there", status=404)
+        found.views = [
+            replace(view, task_ids=frozenset(task_ids)) if view.id == view_id else view for view in found.views
+        ]
+
+    def set_sampling(self, project: int, sampling: Sampling) -> None:
+        self._open("set_sampling", project).sampling = sampling
 
     def _open(self, call: str, project: int | None = None) -> FakeProject:
         self.calls.append(call)

@@ -30,8 +30,10 @@ from backend.services.ingestion import Ingestion
 from backend.services.prediction import Answer, Prediction
 from backend.services.projects import Projects
 from backend.services.pushing import Pushing
+from backend.services.querying import Querying
 from backend.services.reconciliation import Reconciliation
 from backend.services.retention import Retention
+from backend.services.review import Review
 from backend.services.training import Training
 from tests.factories import make_annotation, make_config, make_snapshot, make_task
 from tests.fakes import FakeClock, FakeEmbedder, FakeGateway, FakeImages, Reports
@@ -70,6 +72,8 @@ class World:
         self.training = Training(database, self.features, self.artifacts, self.clock, self.scheduler, self.policy)
         self.prediction = self.new_prediction()
         self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
+        self.review = Review(database, self.artifacts)
+        self.querying = self.new_querying()
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
         self.retention = Retention(database, self.features, self.embedder, self.scheduler)
         self.projects = Projects(database, self.artifacts, self.clock, self.policy)
@@ -80,6 +84,18 @@ class World:
     def new_prediction(self) -> Prediction:
         """What a freshly started web process has: nothing loaded."""
         return Prediction(self.database, self.artifacts, self.embedding, self.clock, self.scheduler, timeout_s=5)
+
+    def new_querying(self, *, strategy: str = "tandem", enabled: bool = True) -> Querying:
+        return Querying(
+            self.database,
+            self.features,
+            self.prediction,
+            self.review,
+            self.gateway,
+            strategy=strategy,
+            batch_size=4,
+            enabled=enabled,
+        )
 
     # --- what happens in Label Studio
 
@@ -123,6 +139,9 @@ class World:
 
     def push(self) -> str:
         return self.pushing.run(PROJECT, self.reports)
+
+    def query(self) -> str:
+        return self.querying.run(PROJECT, self.reports)
 
     def sync(self) -> str:
         return self.reconciliation.run(PROJECT, self.reports)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BeforeValidator, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, Field, RootModel, ValidationError
 
-from backend.label_studio.fields import Count, Flag, Id, Payload, Reference
+from backend.errors import LabelStudioRejected
+from backend.label_studio.fields import Count, Flag, Id, Payload, Reference, field_names
 from backend.label_studio.payloads import TaskPayload
 
 
@@ -48,3 +49,22 @@ class ImportPayload(Payload):
     """The answer to an import of predictions."""
 
     created: Count
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_answer(model: type[M], answer: object) -> M:
+    """Return an answer as a model of it.
+
+    Raises:
+        LabelStudioRejected: it is something else.
+    """
+    try:
+        return model.model_validate(answer)
+    except ValidationError as error:
+        raise LabelStudioRejected(
+            f"Label Studio's answer is not as expected in {field_names(error)} ({model.__name__}): Tandem is written "
+            "for Label Studio 1.23",
+            status=200,
+        ) from None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from pydantic import BaseModel, ValidationError
 
-from backend.domain import AnnotatedTask, LabelSchema, ProjectSnapshot, Suggestion, Webhook
+from backend.domain import AnnotatedTask, LabelSchema, ProjectSnapshot, Sampling, Suggestion, TaskView, Webhook
 from backend.errors import LabelStudioRejected
 from backend.label_studio.answers import (
     BackendPayload,
@@ -20,15 +19,15 @@ from backend.label_studio.answers import (
     ProjectPage,
     TaskPage,
     WebhookPayload,
+    parse_answer,
 )
 from backend.label_studio.codecs import decode_task, encode_predictions
 from backend.label_studio.connection import FIRST_DELAY_S, MAX_ANSWER_BYTES, TOO_LARGE, Call, Connection
-from backend.label_studio.fields import field_names, parse_each
-from backend.label_studio.payloads import ProjectPayload, decode_annotations
+from backend.label_studio.fields import parse_each
+from backend.label_studio.payloads import SAMPLINGS, ProjectPayload, decode_annotations
+from backend.label_studio.views import DataManager
 
 log = structlog.get_logger()
-
-M = TypeVar("M", bound=BaseModel)
 
 SECRET_HEADER = "X-Webhook-Secret"  # noqa: S105 - the name of a header
 PROJECTS_PER_PAGE = 100
@@ -81,6 +80,7 @@ class LabelStudioClient:
             first_delay_s=first_delay_s,
             max_answer_bytes=max_answer_bytes,
         )
+        self._data_manager = DataManager(self._connection)
 
     @property
     def base_url(self) -> str:
@@ -103,7 +103,7 @@ class LabelStudioClient:
 
     def project(self, project: int) -> ProjectSnapshot:
         """Return a project as it is now."""
-        return _parse(ProjectPayload, self._get(f"/api/projects/{project}/")).snapshot()
+        return parse_answer(ProjectPayload, self._get(f"/api/projects/{project}/")).snapshot()
 
     def connected_projects(self, backend_url: str) -> list[int]:
         """Return the ids of the projects that have a backend with this URL, in ascending order.
@@ -126,7 +126,7 @@ class LabelStudioClient:
         ids: set[int] = set()
         for number in itertools.count(1):
             query = {"page": str(number), "page_size": str(PROJECTS_PER_PAGE), "include": "id"}
-            page = _parse(ProjectPage, self._get("/api/projects/", query))
+            page = parse_answer(ProjectPage, self._get("/api/projects/", query))
             ids.update(project.id for project in page.results)
             if not page.next:
                 break
@@ -172,7 +172,7 @@ class LabelStudioClient:
             "resolve_uri": "false",
             "query": json.dumps(selection),
         }
-        return _parse(TaskPage, self._get("/api/tasks/", query, patience=SLOW))
+        return parse_answer(TaskPage, self._get("/api/tasks/", query, patience=SLOW))
 
     # --- webhooks ----------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class LabelStudioClient:
     def repair_webhook(self, project: int, webhook: Webhook) -> None:  # noqa: ARG002 - the webhook's id says it all
         """Make an existing webhook active, for all actions, with payload and our secret header; other headers stay."""
         path = f"/api/webhooks/{webhook.id}/"
-        current = _parse(WebhookPayload, self._get(path))
+        current = parse_answer(WebhookPayload, self._get(path))
         body = {"headers": self._with_our_secret(current.headers), **AS_IT_SHOULD_BE}
         self._connection.run(Call(method="PATCH", path=path, body=body))
 
@@ -249,14 +249,14 @@ class LabelStudioClient:
             return 1
         path = f"/api/projects/{project}/import/predictions"
         answer = self._connection.run(Call(method="POST", path=path, body=chunk, repeatable=False, patience=SLOW))
-        created = _parse(ImportPayload, answer).created
+        created = parse_answer(ImportPayload, answer).created
         if created < len(chunk):
             log.warning("predictions dropped by label studio", label_studio_project=project, n=len(chunk) - created)
         return created
 
     def model_versions(self, project: int) -> dict[str, int]:
         """Return how many predictions are stored under each model version; titles of backends are left out."""
-        counts = _parse(ModelVersionsPayload, self._get(f"/api/projects/{project}/model-versions/")).root
+        counts = parse_answer(ModelVersionsPayload, self._get(f"/api/projects/{project}/model-versions/")).root
         return {version: count for version, count in counts.items() if count}
 
     def set_model_version(self, project: int, version: str) -> None:
@@ -283,19 +283,27 @@ class LabelStudioClient:
         if before and before != version and self.project(project).model_version != before:
             self.set_model_version(project, before)
 
+    # --- what is labelled next -------------------------------------------------------------------------
+
+    def views(self, project: int) -> list[TaskView]:
+        """Return a project's views in the Data Manager, from left to right."""
+        return self._data_manager.views(project)
+
+    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
+        """Make a view of these tasks, the least sure prediction first, and return its id."""
+        return self._data_manager.create_view(project, title, task_ids)
+
+    def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
+        """Make a view show these tasks; its title, columns and the like stay."""
+        self._data_manager.update_view(project, view_id, task_ids)
+
+    def set_sampling(self, project: int, sampling: Sampling) -> None:
+        """Set by what the label stream chooses the next task."""
+        name = next(name for name, meaning in SAMPLINGS.items() if meaning is sampling)
+        self._connection.run(Call(method="PATCH", path=f"/api/projects/{project}/", body={"sampling": name}))
+
     def _get(self, path: str, query: Mapping[str, str] | None = None, *, patience: float = 1.0) -> Any:
         return self._connection.run(Call(method="GET", path=path, query=query, patience=patience))
-
-
-def _parse(model: type[M], answer: object) -> M:
-    try:
-        return model.model_validate(answer)
-    except ValidationError as error:
-        raise LabelStudioRejected(
-            f"Label Studio's answer is not as expected in {field_names(error)} ({model.__name__}): Tandem is written "
-            "for Label Studio 1.23",
-            status=200,
-        ) from None
 
 
 def _items(answer: object) -> list[object]:

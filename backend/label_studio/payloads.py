@@ -29,6 +29,7 @@ from backend.domain import (
     ProjectIdentity,
     ProjectSeen,
     ProjectSnapshot,
+    Sampling,
     Suggestion,
     Task,
     TasksDeleted,
@@ -64,6 +65,11 @@ from backend.label_studio.fields import (
 log = structlog.get_logger()
 
 MAX_ACTION_CHARS = 100
+SAMPLINGS = {
+    "Sequential sampling": Sampling.SEQUENTIAL,
+    "Uniform sampling": Sampling.UNIFORM,
+    "Uncertainty sampling": Sampling.UNCERTAINTY,
+}
 
 
 # --- nouns as Label Studio sends them --------------------------------------------------------------------------
@@ -79,6 +85,7 @@ class ProjectPayload(Payload):
     task_number: Lenient[Count] = None
     total_annotations_number: Lenient[Count] = None
     model_version: Lenient[Text] = None
+    sampling: Lenient[Text] = None
 
     def snapshot(self) -> ProjectSnapshot:
         """Return what the payload says about the project."""
@@ -90,6 +97,7 @@ class ProjectPayload(Payload):
             task_count=self.task_number,
             annotation_count=self.total_annotations_number,
             model_version=self.model_version,
+            sampling=SAMPLINGS.get(self.sampling or ""),
         )
 
 

@@ -83,6 +83,8 @@ class Embedding:
             with self._database.transaction() as stores:
                 total = stores.tasks.count(project_id)
                 self._scheduler.soon(stores, project_id, JobKind.HEAD)
+                if stores.versions.active(project_id) is None:
+                    self._scheduler.soon(stores, project_id, JobKind.QUERY)
             report(Progress(done=done + failed, total=max(total, done + failed), unit="images"))
         with self._database.transaction() as stores:
             if done and stores.versions.active(project_id):

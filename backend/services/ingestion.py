@@ -104,6 +104,9 @@ class Ingestion:
     def _follow_up(self, stores: Stores, project: Project, kind: JobKind, n_changes: int) -> None:
         if n_changes:
             self._scheduler.soon(stores, project.id, kind)
+            if kind is JobKind.HEAD and stores.versions.active(project.id) is None:
+                # Later a push does it; but what to label next depends on the first labels too.
+                self._scheduler.soon(stores, project.id, JobKind.QUERY)
 
     def _suspect_all(self, stores: Stores) -> None:
         for project in stores.projects.all():

@@ -54,7 +54,8 @@ class Review:
         """Hold the labels that tasks agree on now against what the active version says of their images.
 
         It says it out of fold, so that no label speaks for itself. A label is checked where there is such a
-        prediction of its image, and the version knows all of its classes.
+        prediction of its image, and the version knows all of its classes. What somebody marked as ground truth was
+        looked at, and is no suspect.
 
         Raises:
             NotFound: there is no such project.
@@ -84,6 +85,7 @@ class Review:
         ]
         rows = [row_of[image.image_digest] for image in labelled]
         columns = [active.class_names.index(name) for name in known]
+        looked_at = {annotation.task_id for annotation in annotations if annotation.ground_truth}
         probabilities = normalised(out_of_fold.probabilities[np.ix_(rows, columns)], schema)
         return LabelReview(
             suspects=tuple(
@@ -95,6 +97,7 @@ class Review:
                     confidence=found.confidence,
                 )
                 for found in suspects(probabilities, targets_of(labelled, schema))
+                if labelled[found.row].task_id not in looked_at
             ),
             n_checked=len(labelled),
             agreement=annotator_agreement(annotations, project.schema),

@@ -223,9 +223,9 @@ def test_webhook_queues_what_follows_in_a_project_that_is_known(tandem: Tandem, 
     tandem.replay(name)
     expected: dict[type[Any], set[JobKind]] = {
         TasksSeen: {JobKind.EMBED},
-        AnnotationsSeen: {JobKind.EMBED, JobKind.HEAD},
-        AnnotationsDeleted: {JobKind.HEAD},
-        TasksDeleted: {JobKind.HEAD},
+        AnnotationsSeen: {JobKind.EMBED, JobKind.HEAD, JobKind.QUERY},
+        AnnotationsDeleted: {JobKind.HEAD, JobKind.QUERY},
+        TasksDeleted: {JobKind.HEAD, JobKind.QUERY},
         TrainingRequested: {JobKind.SYNC, JobKind.HEAD},
         UnclearEvent: {JobKind.SYNC},
         ProjectSeen: set(),
@@ -360,7 +360,7 @@ class TestApi:
             "brier",
             "ece",
         }
-        assert project["jobs"] == {"queued": ["push", "head"], "running": []}
+        assert project["jobs"] == {"queued": ["push", "query", "head"], "running": []}
         assert project["policy"]["next"] == "head"
 
     def test_versions(self, learned: Tandem) -> None:

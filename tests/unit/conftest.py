@@ -21,7 +21,17 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
-    shutil.copy(empty_database, tmp_path / "tandem.sqlite3")
-    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
-    yield World(tmp_path, database)
+    yield from new_world(tmp_path, empty_database)
+
+
+@pytest.fixture
+def second_world(tmp_path: Path, empty_database: Path) -> Iterator[World]:
+    (tmp_path / "second").mkdir()
+    yield from new_world(tmp_path / "second", empty_database)
+
+
+def new_world(folder: Path, empty_database: Path) -> Iterator[World]:
+    shutil.copy(empty_database, folder / "tandem.sqlite3")
+    database = SqlDatabase(f"sqlite:///{folder / 'tandem.sqlite3'}")
+    yield World(folder, database)
     database.close()

@@ -196,6 +196,7 @@ kept_view_table = Table(
     Column("kind", String(16), primary_key=True),
     Column("label_studio_id", BigInteger, nullable=False),
     Column("task_ids", JSON, nullable=False),
+    Column("previous_task_ids", JSON, nullable=False),
     Column("released", Boolean, nullable=False),
 )
 

@@ -27,6 +27,7 @@ class SqlViewStore:
             kind=kind,
             label_studio_id=row.label_studio_id,
             task_ids=frozenset(row.task_ids),
+            previous_task_ids=frozenset(row.previous_task_ids),
             released=row.released,
         )
 
@@ -36,6 +37,7 @@ class SqlViewStore:
         rest = {
             "label_studio_id": view.label_studio_id,
             "task_ids": sorted(view.task_ids),
+            "previous_task_ids": sorted(view.previous_task_ids),
             "released": view.released,
         }
         these = update(kept_view_table).where(*(kept_view_table.c[name] == value for name, value in key.items()))

@@ -20,7 +20,7 @@ def test_a_view_that_was_never_made(database: Database) -> None:
 
 
 def test_a_view_is_kept_as_it_was_saved_last(database: Database) -> None:
-    changed = replace(VIEW, task_ids=frozenset(), released=True)
+    changed = replace(VIEW, task_ids=frozenset(), previous_task_ids=VIEW.task_ids, released=True)
     for view in (VIEW, changed):
         with database.transaction() as stores:
             stores.views.save(5, view)

@@ -17,7 +17,7 @@ def test_an_overview_counts(world: World) -> None:
     world.label(pets(6) | {9: "cat"})
     before = world.projects.get(PROJECT)
     assert (before.n_tasks, before.n_labels, before.n_embedded, before.active) == (9, 7, 0, None)
-    assert set(before.queued) == {JobKind.SYNC, JobKind.EMBED, JobKind.HEAD}
+    assert set(before.queued) == {JobKind.SYNC, JobKind.EMBED, JobKind.HEAD, JobKind.QUERY}
 
     world.embed()
     world.fit()

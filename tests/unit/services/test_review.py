@@ -57,6 +57,12 @@ class TestSuspects:
         world.label({WRONG: "dog", 18: "dog"})
         assert suspected(review) == [18]
 
+    def test_ground_truth_is_no_suspect(self, world: World, review: Review) -> None:
+        learn_with_a_wrong_label(world)
+        looked_at = make_annotation(100 + WRONG, WRONG, "cat", updated_at=world.clock.forward(1), ground_truth=True)
+        world.ingestion.handle(AnnotationsSeen(project=world.snapshot, tasks=(), annotations=(looked_at,)))
+        assert suspected(review) == []
+
     def test_a_deleted_label_disappears(self, world: World, review: Review) -> None:
         learn_with_a_wrong_label(world)
         world.unlabel(WRONG)

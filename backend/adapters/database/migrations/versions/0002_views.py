@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("label_studio_id", sa.BigInteger(), nullable=False),
         sa.Column("task_ids", sa.JSON(), nullable=False),
+        sa.Column("previous_task_ids", sa.JSON(), nullable=False),
         sa.Column("released", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name="kept_view_project"),
         sa.PrimaryKeyConstraint("project_id", "kind"),

@@ -1,0 +1,246 @@
+"""What is labelled next reaches Label Studio, and whoever changes a view keeps it as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from backend.domain import AnnotationsSeen, JobKind, Sampling, Suggestion, TaskView, ViewKind
+from backend.errors import LabelStudioUnavailable
+from tests.factories import make_annotation, make_config
+from tests.world import PROJECT, World, pets
+
+WRONG = 7
+
+
+def view(world: World, title: str = "Label next") -> TaskView:
+    return next(each for each in world.label_studio.views if each.title == title)
+
+
+def shown(world: World, title: str = "Label next") -> set[int]:
+    return set(view(world, title).task_ids or ())
+
+
+def alter(world: World, **changes: object) -> None:
+    """Change the view "Label next" by hand."""
+    before = view(world)
+    world.label_studio.views = [
+        replace(each, **changes) if each is before else each  # type: ignore[arg-type]
+        for each in world.label_studio.views
+    ]
+
+
+class TestTheBatch:
+    def test_typical_images_before_the_first_label(self, world: World) -> None:
+        world.see_tasks(pets(20))
+        world.embed()
+        world.query()
+        assert len(shown(world)) == 4
+        assert {task_id % 2 for task_id in shown(world)} == {0, 1}, "cats and dogs are both typical"
+
+    def test_what_was_answered_is_not_asked_again(self, world: World) -> None:
+        world.see_tasks(pets(6))
+        world.embed()
+        world.label({1: "dog", 2: (), 3: "dog"})
+        world.query()
+        assert shown(world) <= {4, 5, 6}
+
+    def test_what_the_version_is_least_sure_of(self, world: World) -> None:
+        world.learn(pets(24))
+        tasks = world.see_tasks(pets(10, start=100) | {200: "bird", 201: "bird"})
+        world.embed()
+        scores = {each.task_id: each.score for each in world.predict(*tasks).results if isinstance(each, Suggestion)}
+        world.querying = world.new_querying(strategy="least_confident")
+        world.query()
+        fourth = sorted(scores.values())[3]
+        assert max(scores[task_id] for task_id in shown(world)) == pytest.approx(fourth, abs=1e-6)
+        assert fourth < max(scores.values())
+
+    def test_images_without_features_are_not_asked(self, world: World) -> None:
+        world.see_tasks(pets(3) | {4: "broken"})
+        world.embed()
+        world.see_tasks({5: "dog"})
+        world.query()
+        assert shown(world) == {1, 2, 3}
+
+    def test_chance_is_remembered(self, world: World) -> None:
+        world.see_tasks(pets(20))
+        world.embed()
+        world.querying = world.new_querying(strategy="random")
+        world.query()
+        assert {task.id for task in world.tasks.values() if task.drawn_at_random} == shown(world)
+
+    def test_no_open_task_is_left(self, world: World) -> None:
+        world.see_tasks(pets(4))
+        world.embed()
+        world.query()
+        assert shown(world) == {1, 2, 3, 4}
+        world.label(pets(4))
+        world.query()
+        assert shown(world) == set()
+
+    def test_nothing_is_embedded_yet(self, world: World) -> None:
+        world.see_tasks(pets(4))
+        assert "no image is embedded" in world.query()
+        assert world.label_studio.views == []
+
+    def test_a_label_config_that_is_not_supported(self, world: World) -> None:
+        world.see_tasks(pets(4))
+        world.embed()
+        world.configure(replace(make_config(), schema=None, problem="no Choices"))
+        assert "the label config is not supported" in world.query()
+
+
+class TestTheViews:
+    @pytest.fixture(autouse=True)
+    def pool(self, world: World) -> None:
+        world.see_tasks(pets(20))
+        world.embed()
+        world.query()
+
+    def test_all_tasks_stay_in_sight(self, world: World) -> None:
+        assert [each.title for each in world.label_studio.views] == ["Default", "Label next"]
+
+    def test_the_view_follows(self, world: World) -> None:
+        first = shown(world)
+        world.label({task_id: pets(20)[task_id] for task_id in first})
+        world.query()
+        assert shown(world)
+        assert not shown(world) & first
+
+    def test_nothing_is_written_while_nothing_changes(self, world: World) -> None:
+        world.gateway.calls.clear()
+        world.query()
+        assert world.gateway.calls == ["views"]
+
+    def test_a_renamed_view_follows_too(self, world: World) -> None:
+        alter(world, title="Mine")
+        world.label(pets(8))
+        world.query()
+        assert shown(world, "Mine") <= set(range(9, 21))
+
+    @pytest.mark.parametrize("task_ids", [None, frozenset({1, 2})])
+    def test_a_view_that_was_changed_is_left_alone(self, world: World, task_ids: frozenset[int] | None) -> None:
+        before = view(world).task_ids
+        alter(world, task_ids=task_ids)
+        world.label(pets(8))
+        assert "changed or deleted by hand" in world.query()
+        assert view(world).task_ids == task_ids
+        alter(world, task_ids=before)
+        world.query()
+        assert view(world).task_ids == before, "it is theirs for good"
+
+    def test_a_view_that_was_deleted_stays_away(self, world: World) -> None:
+        world.label_studio.views = []
+        for _ in range(2):
+            assert "changed or deleted by hand" in world.query()
+        assert world.label_studio.views == []
+
+    @pytest.mark.parametrize("is_done", [False, True])
+    def test_a_change_that_was_cut_off_is_no_change_by_hand(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, is_done: bool
+    ) -> None:
+        update = world.gateway.update_view
+
+        def cut_off(project: int, view_id: int, task_ids: tuple[int, ...]) -> None:
+            if is_done:
+                update(project, view_id, task_ids)
+            raise LabelStudioUnavailable("the connection was lost")
+
+        world.label(pets(8))
+        with monkeypatch.context() as patch:
+            patch.setattr(world.gateway, "update_view", cut_off)
+            with pytest.raises(LabelStudioUnavailable):
+                world.query()
+        world.label(pets(10))
+        world.query()
+        assert shown(world)
+        assert shown(world) <= set(range(11, 21))
+
+    def test_a_view_that_all_memory_of_was_lost_is_taken_up_again(self, world: World, second_world: World) -> None:
+        second_world.label_studio.views = list(world.label_studio.views)
+        second_world.see_tasks(pets(6))
+        second_world.embed()
+        second_world.query()
+        assert [each.title for each in second_world.label_studio.views] == ["Default", "Label next"]
+        assert shown(second_world) <= set(range(1, 7))
+
+
+class TestSampling:
+    def test_the_label_stream_asks_what_is_uncertain(self, world: World) -> None:
+        world.see_tasks(pets(6))
+        world.embed()
+        world.query()
+        assert world.label_studio.sampling is Sampling.UNCERTAINTY
+        world.label_studio.sampling = Sampling.SEQUENTIAL
+        world.label(pets(2))
+        world.query()
+        assert world.label_studio.sampling is Sampling.SEQUENTIAL, "somebody wants it so"
+
+    def test_what_somebody_chose_stays(self, world: World) -> None:
+        world.label_studio.sampling = Sampling.UNIFORM
+        world.see_tasks(pets(6))
+        world.embed()
+        world.query()
+        assert world.label_studio.sampling is Sampling.UNIFORM
+
+
+class TestLabelsToCheck:
+    def test_a_wrong_label_is_shown_until_somebody_looked_at_it(self, world: World) -> None:
+        world.see_tasks(pets(30))
+        world.label(pets(24) | {WRONG: "cat"})
+        world.embed()
+        world.fit()
+        world.query()
+        assert shown(world, "Check these labels") == {WRONG}
+        assert WRONG not in shown(world)
+        looked_at = make_annotation(100 + WRONG, WRONG, "cat", updated_at=world.clock.forward(1), ground_truth=True)
+        world.ingestion.handle(AnnotationsSeen(project=world.snapshot, tasks=(), annotations=(looked_at,)))
+        world.query()
+        assert shown(world, "Check these labels") == set()
+
+    def test_no_view_before_there_is_a_suspect(self, world: World) -> None:
+        world.learn(pets(24))
+        world.query()
+        assert [each.title for each in world.label_studio.views] == ["Default", "Label next"]
+
+
+class TestWhenItRuns:
+    def test_switched_off(self, world: World) -> None:
+        world.see_tasks(pets(6))
+        world.embed()
+        world.querying = world.new_querying(enabled=False)
+        assert "LABELLING_VIEWS is off" in world.query()
+        assert world.gateway.calls == []
+
+    def test_while_images_are_embedded_and_labels_are_few(self, world: World) -> None:
+        world.see_tasks(pets(6))
+        world.embed()
+        assert world.queued(JobKind.QUERY)
+        world.finish_jobs()
+        world.label({1: "dog"})
+        assert world.queued(JobKind.QUERY)
+
+    def test_with_each_push_later(self, world: World) -> None:
+        world.learn(pets(6))
+        assert world.run_after(JobKind.QUERY) == world.run_after(JobKind.PUSH)
+        world.finish_jobs()
+        world.label({7: "dog"})
+        assert world.queued(JobKind.QUERY) is None
+
+
+def test_the_same_state_gives_the_same_batch(world: World) -> None:
+    world.see_tasks(pets(20))
+    world.embed()
+    batches = []
+    for _ in range(2):
+        world.query()
+        batches.append(shown(world))
+        with world.database.transaction() as stores:
+            kept = stores.views.get(PROJECT, ViewKind.LABEL_NEXT)
+            assert kept
+            assert not kept.released
+    assert batches[0] == batches[1]
+    assert np.size(list(batches[0])) == 4
