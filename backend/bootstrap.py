@@ -17,7 +17,7 @@ from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.adapters.features import FeatureFiles
 from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
-from backend.domain import JobKind, TrainingPolicy
+from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.errors import ConfigurationError
 from backend.label_studio.client import LabelStudioClient
 from backend.ports import Database, LabelStudioGateway, ReportProgress
@@ -164,6 +164,9 @@ class Container:
             self.clock,
             self.scheduler,
             timeout_s=self.settings.predict_timeout_s,
+            disclosure=Disclosure(
+                min_accuracy=self.settings.suggest_min_accuracy, audit_share=self.settings.audit_share
+            ),
         )
 
     @cached_property

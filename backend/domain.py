@@ -5,6 +5,7 @@ Standard library only; every noun is frozen, every datetime aware and in UTC.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -523,6 +524,26 @@ class TrainingPolicy:
         if first_enqueued_at is None:
             return quiet
         return min(quiet, first_enqueued_at + timedelta(seconds=self.max_wait_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disclosure:
+    """Which suggestions annotators see, so that bad ones do not lead them, and some images are labelled without any.
+
+    Attributes:
+        min_accuracy: what a version must reach before any of its suggestions is shown.
+        audit_share: of all images, from 0 to 1, those whose suggestion is never shown: labels that nobody was led to.
+    """
+
+    min_accuracy: float = 0.0
+    audit_share: float = 0.0
+
+    def shows(self, version: ModelVersion, image_url: str | None) -> bool:
+        """Tell whether a version's suggestion for an image is shown; the same images are audited for ever."""
+        if version.metrics.accuracy < self.min_accuracy:
+            return False
+        draw = int.from_bytes(hashlib.sha256((image_url or "").encode()).digest()[:8], "big") / 2**64
+        return draw >= self.audit_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     push_predictions: bool = Field(
         True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion"
     )
+    suggest_min_accuracy: float = Field(
+        0.0, ge=0, le=1, description="Accuracy that a version must reach before annotators see its suggestions"
+    )
+    audit_share: float = Field(
+        0.0, ge=0, le=1, description="Share of images, drawn by chance, whose suggestions annotators never see"
+    )
     query_strategy: Literal[
         "tandem", "random", "least_confident", "margin", "entropy", "typicality", "coverage", "k_centre", "badge"
     ] = Field("tandem", description="How images are chosen to be labelled next")

@@ -13,6 +13,7 @@ from backend.domain import (
     Annotation,
     AnnotationsDeleted,
     AnnotationsSeen,
+    Disclosure,
     Job,
     JobKind,
     JobStatus,
@@ -81,9 +82,17 @@ class World:
         self.label_studio = self.gateway.add_project(self.snapshot, backend_url=PUBLIC_URL)
         self.reports = Reports()
 
-    def new_prediction(self) -> Prediction:
+    def new_prediction(self, disclosure: Disclosure | None = None) -> Prediction:
         """What a freshly started web process has: nothing loaded."""
-        return Prediction(self.database, self.artifacts, self.embedding, self.clock, self.scheduler, timeout_s=5)
+        return Prediction(
+            self.database,
+            self.artifacts,
+            self.embedding,
+            self.clock,
+            self.scheduler,
+            timeout_s=5,
+            disclosure=disclosure or Disclosure(),
+        )
 
     def new_querying(self, *, strategy: str = "tandem", enabled: bool = True) -> Querying:
         return Querying(

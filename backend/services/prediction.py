@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 
 from backend.domain import (
+    Disclosure,
     JobKind,
     LabelSchema,
     ModelVersion,
@@ -86,6 +87,7 @@ class Prediction:
         scheduler: Scheduler,
         *,
         timeout_s: float,
+        disclosure: Disclosure = Disclosure(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._artifacts = artifacts
@@ -93,6 +95,7 @@ class Prediction:
         self._clock = clock
         self._scheduler = scheduler
         self._timeout_s = timeout_s
+        self._disclosure = disclosure
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,7 +151,7 @@ class Prediction:
         features = iter(embedded.features)
         rows = [embedded.problems.get(index) or next(features) for index in range(len(paths))]
         tasks = [Task(id=index, image_url=None) for index in range(len(paths))]
-        return self.suggest(active, project.schema, tasks, rows)
+        return self._suggest(active, project.schema, tasks, rows)
 
     def suggest(
         self,
@@ -157,7 +160,24 @@ class Prediction:
         tasks: Sequence[Task],
         rows: Sequence[NDArray[np.float16] | str],
     ) -> list[Suggestion | NoSuggestion]:
-        """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal."""
+        """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal.
+
+        What annotators are not to see has no class, but its score: it still tells Label Studio what to ask first.
+        """
+        return [
+            replace(result, class_names=())
+            if isinstance(result, Suggestion) and not self._disclosure.shows(version, task.image_url)
+            else result
+            for task, result in zip(tasks, self._suggest(version, schema, tasks, rows), strict=True)
+        ]
+
+    def _suggest(
+        self,
+        version: ModelVersion,
+        schema: LabelSchema,
+        tasks: Sequence[Task],
+        rows: Sequence[NDArray[np.float16] | str],
+    ) -> list[Suggestion | NoSuggestion]:
         predictor = self.predictor(version)
         known = [row for row in rows if not isinstance(row, str)]
         suggested = iter(predictor.suggest(np.stack(known), allowed=schema.class_names) if known else ())

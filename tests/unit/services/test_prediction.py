@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from backend.adapters.database import SqlDatabase
-from backend.domain import JobKind, LabelConfig, NoSuggestion, Suggestion, Task, TasksDeleted
+from backend.domain import Disclosure, JobKind, LabelConfig, NoSuggestion, Suggestion, Task, TasksDeleted
 from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound
 from backend.promotion import version_key
 from backend.services.prediction import Answer
@@ -33,6 +34,26 @@ class TestSuggestions:
             assert result.version == active.name
             assert 0.5 < result.score <= 1
             assert result.class_names == (pets(12)[task.id],)
+
+    def test_annotators_see_nothing_before_a_version_is_good_enough(self, world: World) -> None:
+        active = world.learn(pets(12))
+        shown = world.predict(make_task(2)).results[0]
+        world.prediction = world.new_prediction(Disclosure(min_accuracy=active.metrics.accuracy))
+        assert world.predict(make_task(2)).results[0] == shown
+        world.prediction = world.new_prediction(Disclosure(min_accuracy=1.01))
+        assert world.predict(make_task(2)).results[0] == replace(shown, class_names=())
+
+    def test_an_audited_image_keeps_its_score_only(self, world: World) -> None:
+        world.learn(pets(40))
+        world.prediction = world.new_prediction(Disclosure(audit_share=0.3))
+        results = world.predict(*(make_task(task_id, name) for task_id, name in pets(40).items())).results
+        hidden = [result.task_id for result in results if isinstance(result, Suggestion) and not result.class_names]
+        assert 4 <= len(hidden) <= 20
+        assert all(isinstance(result, Suggestion) and result.score > 0.5 for result in results)
+        world.prediction = world.new_prediction(Disclosure(audit_share=0.6))
+        results = world.predict(*(make_task(task_id, name) for task_id, name in pets(40).items())).results
+        hidden_too = {each.task_id for each in results if isinstance(each, Suggestion) and not each.class_names}
+        assert set(hidden) < hidden_too, "the same images, and more of them"
 
     def test_known_images_need_no_embedder(self, world: World) -> None:
         world.learn(pets(12))
@@ -208,6 +229,13 @@ class TestFiles:
             ("dog",),
         ]
         assert set(world.tasks) == set(pets(12))
+
+    def test_nothing_is_held_back_from_who_asks_for_files(self, world: World) -> None:
+        world.learn(pets(12))
+        prediction = world.new_prediction(Disclosure(min_accuracy=1.01, audit_share=1))
+        (result,) = prediction.predict_files(PROJECT, self.files(world, b"cat 77"), world.embedder)
+        assert isinstance(result, Suggestion)
+        assert result.class_names == ("cat",)
 
     def test_what_is_missing_is_said(self, world: World) -> None:
         with pytest.raises(NotFound):
