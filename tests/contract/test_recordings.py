@@ -17,6 +17,7 @@ from backend.domain import (
     ProjectIdentity,
     ProjectSeen,
     ProjectSnapshot,
+    Sampling,
     Suggestion,
     Task,
     TasksDeleted,
@@ -221,6 +222,7 @@ def snapshot_of(name: str, identity: str) -> ProjectSnapshot:
         task_count=project["task_number"],
         annotation_count=project["total_annotations_number"],
         model_version=project["model_version"],
+        sampling=Sampling(project["sampling"].removesuffix(" sampling").lower()),
     )
 
 
