@@ -16,7 +16,7 @@ import pytest
 
 from backend.adapters.database import SqlDatabase
 from backend.background_process import free_port
-from backend.cli import web_arguments
+from backend.commands.servers import web_arguments
 from backend.settings import Settings
 from tests.factories import make_task
 from tests.world import PROJECT, World, pets

@@ -1,0 +1,1 @@
+"""What the command ``tandem`` does, a module per group of commands."""

@@ -1,0 +1,30 @@
+"""What the commands share: their options, the settings, and everything wired together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backend.logs import configure_logs
+from backend.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from backend.bootstrap import Container
+
+ProjectArgument = Annotated[int, typer.Argument(help="The project, by Tandem's id (tandem status lists them).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def start(name: str | None = None) -> Settings:
+    """Read the settings and switch logs on: all of them for servers, only problems for other commands."""
+    settings = load_settings()
+    configure_logs(settings.log_level if name in ("serve", "worker") else "WARNING")
+    return settings
+
+
+def make_container(settings: Settings) -> Container:
+    """Wire everything together; imported here, so that ``tandem --help`` answers at once."""
+    from backend.bootstrap import Container
+
+    return Container(settings)

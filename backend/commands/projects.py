@@ -1,0 +1,127 @@
+"""Projects, their versions and jobs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from backend.commands.context import JsonOption, ProjectArgument, make_container, start
+from backend.domain import Job, JobStatus, Suggestion, VersionKind
+from backend.errors import InvalidRequest
+from backend.terminal import output, progress_bar, show
+
+if TYPE_CHECKING:
+    from backend.bootstrap import Container
+
+
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the job to end.")]
+
+commands = typer.Typer()
+
+
+@commands.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show all projects, their versions and what goes on."""
+    from backend.routes.api import encode_project
+
+    encoded = [encode_project(overview) for overview in make_container(start()).projects.all()]
+    if not as_json:
+        encoded = [
+            {key: each[key] for key in ("id", "title", "n_tasks", "n_labels", "n_embedded", "active_version")}
+            | {
+                "accuracy": each["metrics"] and round(each["metrics"]["accuracy"], 3),
+                "running": ", ".join(each["jobs"]["running"]),
+                "next": each["policy"]["reason"],
+                "problems": "; ".join(filter(None, [each["label_config"]["problem"], *each["problems"]])),
+            }
+            for each in encoded
+        ]
+    show(encoded, as_json)
+
+
+@commands.command()
+def sync(project: ProjectArgument, wait: WaitOption = True, as_json: JsonOption = False) -> None:
+    """Bring in from Label Studio what events missed."""
+    container = make_container(start())
+    show_job(container, container.projects.sync(project), wait, as_json)
+
+
+@commands.command()
+def train(
+    project: ProjectArgument,
+    kind: Annotated[VersionKind, typer.Option(help="What to train.")] = VersionKind.HEAD,
+    wait: WaitOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a version now, without waiting for the policy."""
+    container = make_container(start())
+    show_job(container, container.projects.train(project, kind), wait, as_json)
+
+
+@commands.command()
+def predict(project: ProjectArgument, images: list[Path], as_json: JsonOption = False) -> None:
+    """Suggest labels for image files with the active version of a project."""
+    container = make_container(start())
+    for path in images:
+        if not path.is_file():
+            raise InvalidRequest(f"{path} is not a file")
+    suggestions = container.prediction.predict_files(project, images, container.embedder)
+    rows: list[dict[str, Any]] = [
+        {"file": str(path), "labels": list(each.class_names), "score": round(each.score, 4), "version": each.version}
+        if isinstance(each, Suggestion)
+        else {"file": str(path), "labels": [], "score": None, "reason": each.reason}
+        for path, each in zip(images, suggestions, strict=True)
+    ]
+    show(rows, as_json)
+
+
+@commands.command()
+def versions(project: ProjectArgument, as_json: JsonOption = False) -> None:
+    """List the versions of a project with what they are worth, newest first."""
+    from backend.routes.api import encode_version
+
+    encoded = [encode_version(version) for version in make_container(start()).projects.versions(project)]
+    if not as_json:
+        encoded = [
+            {key: version[key] for key in ("version", "kind", "status", "n_labels")}
+            | {key: round(version["metrics"][key], 3) for key in ("accuracy", "macro_f1", "log_loss", "ece")}
+            | {"reason": version["reason"]}
+            for version in encoded
+        ]
+    show(encoded, as_json)
+
+
+@commands.command()
+def rollback(project: ProjectArgument, version: str, as_json: JsonOption = False) -> None:
+    """Make an earlier version active again."""
+    from backend.routes.api import encode_version
+
+    active = make_container(start()).training.rollback(project, version)
+    show([encode_version(active)] if as_json else [{"active": active.name}], as_json)
+
+
+def show_job(container: Container, job: Job, wait: bool, as_json: bool) -> None:
+    """Print a job; with ``wait``, follow it to its end and exit with 1 if it did not succeed."""
+    from backend.routes.api import encode_job
+
+    if wait:
+        job = _follow(container, job)
+    if as_json:
+        show(encode_job(job, container.clock.now()), as_json=True)
+    else:
+        outcome = f"{job.kind.value} job {job.id}: {job.status.value}" + (f", {job.reason}" if job.reason else "")
+        output.print(outcome, markup=False)
+    if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        raise typer.Exit(1)
+
+
+def _follow(container: Container, job: Job) -> Job:
+    with progress_bar() as on_progress:
+        while job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+            on_progress(f"{job.kind.value} ({job.status.value})", job.progress.done, job.progress.total)
+            time.sleep(0.3)
+            job = container.projects.job(job.id)
+    return job

@@ -1,0 +1,96 @@
+"""Starting Tandem."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backend.commands.context import make_container, start
+
+if TYPE_CHECKING:
+    from backend.settings import Settings
+    from backend.supervisor import Command
+
+
+commands = typer.Typer()
+
+
+@commands.command()
+def serve(
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run the worker too.")] = True,
+) -> None:
+    """Run the web server and the worker."""
+    from backend.supervisor import Command, Supervisor
+
+    settings = start("serve")
+    commands = [_embedder_command(), Command(name="web", arguments=web_arguments(settings))]
+    if worker:
+        commands.append(_worker_command())
+    Supervisor(commands).run()
+
+
+@commands.command()
+def worker(
+    embedder: Annotated[bool, typer.Option("--embedder/--no-embedder", help="Run the embedding process too.")] = True,
+) -> None:
+    """Run the worker alone: several machines may run one each on a shared PostgreSQL database."""
+    settings = start("worker")
+    if embedder:
+        from backend.supervisor import Supervisor
+
+        Supervisor([_embedder_command(), _worker_command()]).run()
+        return
+    from backend.processes import exit_with_parent
+
+    exit_with_parent()
+    running = make_container(settings).worker()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.stop())
+    running.run()
+
+
+@commands.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's servers keep their data.")] = Path("demo-data"),
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the servers that an earlier demo left running.")] = False,
+) -> None:
+    """Start a real Label Studio and Tandem, and watch suggestions get better while an annotator labels."""
+    from backend.demo import run_demo, stop_demo
+
+    if stop:
+        stop_demo(folder)
+    else:
+        run_demo(folder)
+
+
+def _embedder_command() -> Command:
+    from backend.supervisor import Command
+
+    return Command(
+        name="embedder",
+        arguments=(sys.executable, "-m", "backend.embedder"),
+        # threads that spin while they wait for each other take the cores from web and worker
+        environment={"OMP_WAIT_POLICY": "PASSIVE"},
+    )
+
+
+def _worker_command() -> Command:
+    from backend.supervisor import Command
+
+    return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", "--no-embedder"))
+
+
+def web_arguments(settings: Settings) -> tuple[str, ...]:
+    """Return the command line of the web server."""
+    return (
+        *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
+        *("--bind", f"{settings.host}:{settings.port}"),
+        *("--workers", str(settings.workers), "--worker-class", "gthread", "--threads", str(settings.threads)),
+        *("--timeout", "120", "--graceful-timeout", "20", "--keep-alive", "30"),
+        # without it gunicorn opens a socket in the home folder, which may be read-only
+        "--no-control-socket",
+    )
