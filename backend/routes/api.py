@@ -14,14 +14,13 @@ from backend.domain import Job, ModelVersion, VersionKind
 from backend.errors import InvalidRequest, NotFound
 from backend.routes.drawings import reliability_svg
 from backend.services.projects import ProjectOverview, VersionDetail
-from backend.services.review import LabelReview
+from backend.services.review import LabelForecast, LabelReview
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from backend.bootstrap import Container
     from model.evaluation import Report
-    from model.forecast import Forecast
     from model.reports import VersionReport
 
 Json = dict[str, Any]
@@ -245,15 +244,17 @@ def encode_label_review(review: LabelReview, limit: int) -> Json:
     }
 
 
-def encode_forecast(forecast: Forecast) -> Json:
+def encode_forecast(forecast: LabelForecast) -> Json:
     """Return what more labels would bring as the API shows it."""
+    expected = forecast.expected
     return {
-        "n_labels": forecast.n_labels,
-        "accuracy": forecast.accuracy,
-        "n_more": forecast.n_more,
-        "expected_gain": forecast.gain,
-        "low": forecast.low,
-        "high": forecast.high,
+        "n_labels": expected.n_labels,
+        "accuracy": expected.accuracy,
+        "n_more": expected.n_more,
+        "expected_gain": expected.gain,
+        "low": expected.low,
+        "high": expected.high,
+        "measured_on": {"n_images": forecast.n_images, "at_random": forecast.at_random},
         "summary": forecast.sentence,
     }
 

@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backend.agreement import Agreement, annotator_agreement
-from backend.domain import LabelledImage, ModelVersion, VersionKind, agreed_labels
+from backend.domain import LabelledImage, ModelVersion, Project, VersionKind, agreed_labels
 from backend.errors import CheckpointCorrupt, Conflict, NotFound
 from backend.ports import ArtifactStore, Database
 from backend.promotion import normalised, targets_of, version_key
-from model.checkpoint import CorruptCheckpoint, load_out_of_fold
+from model.checkpoint import CorruptCheckpoint, load_out_of_fold, load_predictor
+from model.evaluation import evaluate
 from model.forecast import Forecast, forecast
 from model.learned import OutOfFold
 from model.noise import suspects
 
 N_MORE_LABELS = 50
 MIN_POINTS = 2
+MIN_RANDOM_IMAGES = 30
 GROWTH_BETWEEN_POINTS = 2
 
 
@@ -41,6 +43,30 @@ class LabelReview:
     suspects: tuple[Suspect, ...]
     n_checked: int
     agreement: Agreement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """How a version did, out of fold, on some images: accuracy from 0 to 1."""
+
+    n_labels: int
+    accuracy: float
+    n_images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelForecast:
+    """What more labels would bring, measured on ``n_images``; ``at_random``: those that chance alone chose."""
+
+    expected: Forecast
+    n_images: int
+    at_random: bool
+
+    @property
+    def sentence(self) -> str:
+        """The forecast in plain words."""
+        on = "images drawn at random" if self.at_random else "labelled images, which may be harder than the others"
+        return f"{self.expected.sentence} Measured on {self.n_images} {on}."
 
 
 class Review:
@@ -103,29 +129,72 @@ class Review:
             agreement=annotator_agreement(annotations, project.schema),
         )
 
-    def forecast(self, project_id: int) -> Forecast:
+    def forecast(self, project_id: int) -> LabelForecast:
         """Return what ``N_MORE_LABELS`` more labels would bring, from the accuracies of the project's versions.
 
-        They are out-of-fold estimates on the labelled images, in the order that annotators labelled them in: where
-        the queue puts hard images first, versions are judged on harder images than the project holds, and on other
-        ones from version to version.
+        Where the queue puts hard images first, versions are judged on harder images than the project holds. So they
+        are judged on the images that chance put into the queue, as soon as there are ``MIN_RANDOM_IMAGES`` of them at
+        two versions, and on all labelled images until then. Both are out-of-fold estimates.
 
         Raises:
             NotFound: there is no such project.
             Conflict: there are too few versions.
         """
         with self._database.snapshot() as stores:
-            stores.projects.get(project_id)
+            project = stores.projects.get(project_id)
             versions = stores.versions.all(project_id)
+            tasks = stores.tasks.all(project_id)
+            annotations = stores.annotations.all(project_id)
         if not versions:
             raise Conflict(f"project {project_id} has no version yet: label some more images")
-        points = learning_curve(versions)
-        if len(points) < MIN_POINTS:
+        curve = learning_curve(versions)
+        if len(curve) < MIN_POINTS:
             raise Conflict(
                 f"project {project_id} has too few versions for a forecast: it takes heads learned from two different "
                 "numbers of labels, of the same classes and on the same backbone; label some more images"
             )
-        return forecast_of(points)
+        points = [
+            CurvePoint(n_labels=version.n_labels, accuracy=version.metrics.accuracy, n_images=version.n_validation)
+            for version in curve
+        ]
+        drawn = {task.id: task.image_digest for task in tasks if task.drawn_at_random and task.image_digest}
+        labelled = [
+            LabelledImage(task_id=task_id, image_digest=drawn[task_id], class_names=label)
+            for task_id, label in (agreed_labels(annotations, project.schema) if project.schema else {}).items()
+            if task_id in drawn
+        ]
+        random_points = [point for version in curve if (point := self._point_at_random(version, labelled, project))]
+        at_random = len(random_points) >= MIN_POINTS
+        if at_random:
+            points = random_points
+        return LabelForecast(expected=forecast_of(points), n_images=points[0].n_images, at_random=at_random)
+
+    def _point_at_random(
+        self, version: ModelVersion, labelled: Sequence[LabelledImage], project: Project
+    ) -> CurvePoint | None:
+        """Return how a version does on images drawn at random, if it was judged on enough of them."""
+        if project.schema is None or len(labelled) < MIN_RANDOM_IMAGES:
+            return None
+        try:
+            folder = self._artifacts.fetch(version_key(version.project_id, version.name))
+            predictor, out_of_fold = load_predictor(folder), load_out_of_fold(folder)
+        except (CorruptCheckpoint, NotFound):
+            return None
+        row_of = {digest: row for row, digest in enumerate(out_of_fold.digests)}
+        judged = [
+            image
+            for image in labelled
+            if image.image_digest in row_of and set(image.class_names) <= set(version.class_names)
+        ]
+        if len(judged) < MIN_RANDOM_IMAGES:
+            return None
+        report = evaluate(
+            out_of_fold.probabilities[[row_of[image.image_digest] for image in judged]],
+            targets_of(judged, replace(project.schema, class_names=version.class_names)),
+            multiple=project.schema.multiple,
+            thresholds=predictor.thresholds,
+        )
+        return CurvePoint(n_labels=version.n_labels, accuracy=report.accuracy, n_images=len(judged))
 
     def _out_of_fold(self, version: ModelVersion) -> OutOfFold:
         try:
@@ -163,12 +232,12 @@ def learning_curve(versions: Sequence[ModelVersion]) -> list[ModelVersion]:
     return points
 
 
-def forecast_of(points: Sequence[ModelVersion]) -> Forecast:
-    """Carry the learning curve of some versions on."""
+def forecast_of(points: Sequence[CurvePoint]) -> Forecast:
+    """Carry a learning curve on."""
     return forecast(
-        [version.n_labels for version in points],
-        [version.metrics.accuracy for version in points],
-        [standard_error(version.metrics.accuracy, version.n_validation) for version in points],
+        [point.n_labels for point in points],
+        [point.accuracy for point in points],
+        [standard_error(point.accuracy, point.n_images) for point in points],
         N_MORE_LABELS,
     )
 

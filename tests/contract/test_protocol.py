@@ -448,7 +448,8 @@ class TestApi:
             stores.versions.add(make_version(3, n_labels=24))
             stores.versions.add(make_version(4, n_labels=48))
         forecast = learned.client.get("/api/projects/5/forecast").get_json()
-        expected = learned.container.review.forecast(5)
+        forecasted = learned.container.review.forecast(5)
+        expected = forecasted.expected
         assert 0 < expected.low < expected.gain < expected.high < 1
         assert forecast == {
             "n_labels": 48,
@@ -457,7 +458,8 @@ class TestApi:
             "expected_gain": expected.gain,
             "low": expected.low,
             "high": expected.high,
-            "summary": expected.sentence,
+            "measured_on": {"n_images": forecasted.n_images, "at_random": False},
+            "summary": forecasted.sentence,
         }
 
     @pytest.mark.parametrize("view", ["suspects", "forecast"])

@@ -11,7 +11,15 @@ from backend.agreement import Agreement
 from backend.domain import AnnotationsSeen, LabelConfig, ModelVersion, VersionKind
 from backend.errors import CheckpointCorrupt, Conflict, NotFound
 from backend.promotion import version_key
-from backend.services.review import N_MORE_LABELS, Review, forecast_of, learning_curve, standard_error
+from backend.services.review import (
+    MIN_RANDOM_IMAGES,
+    N_MORE_LABELS,
+    CurvePoint,
+    Review,
+    forecast_of,
+    learning_curve,
+    standard_error,
+)
 from model.forecast import LEVEL
 from tests.factories import make_annotation, make_config, make_metrics, make_version
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
@@ -153,6 +161,15 @@ def version(number: int, n_labels: int, **changes: object) -> ModelVersion:
     return replace(make_version(number, n_labels=n_labels), **changes)  # type: ignore[arg-type]
 
 
+def point_of(version: ModelVersion) -> CurvePoint:
+    return CurvePoint(n_labels=version.n_labels, accuracy=version.metrics.accuracy, n_images=version.n_validation)
+
+
+def draw(world: World, n_tasks: int) -> None:
+    with world.database.transaction() as stores:
+        stores.tasks.record_drawn(PROJECT, range(1, n_tasks + 1))
+
+
 def curve_of(*versions: ModelVersion) -> list[int]:
     """Numbers of the versions on the learning curve of these, given oldest first."""
     return [each.number for each in learning_curve(versions[::-1])]
@@ -193,7 +210,7 @@ class TestLearningCurve:
                 version(n, n, metrics=replace(make_metrics(), accuracy=float((hardness[:n] >= error_at[n]).mean())))
                 for n in range(n_labels, 11, -2)
             ]
-            expected = forecast_of(learning_curve(versions))
+            expected = forecast_of([point_of(each) for each in learning_curve(versions)])
             held += expected.low <= error_at[n_labels] - error_at[n_labels + 50] <= expected.high
         assert held / n_curves >= LEVEL - 0.1
 
@@ -205,10 +222,12 @@ class TestForecast:
     def test_of_two_versions(self, world: World, review: Review) -> None:
         world.learn(pets(8))
         world.learn(pets(24))
-        expected = review.forecast(PROJECT)
+        forecast = review.forecast(PROJECT)
+        expected = forecast.expected
         assert (expected.n_labels, expected.n_more) == (24, N_MORE_LABELS)
         assert 0 <= expected.low <= expected.gain <= expected.high <= 1
-        assert "50 more labels" in expected.sentence
+        assert "50 more labels" in forecast.sentence
+        assert "Measured on 24 labelled images" in forecast.sentence
 
     def test_what_still_grows_will_grow(self, world: World, review: Review) -> None:
         world.see_tasks(pets(1))
@@ -216,10 +235,29 @@ class TestForecast:
             metrics = replace(make_metrics(), accuracy=accuracy)
             with world.database.transaction() as stores:
                 stores.versions.add(version(number, n_labels, metrics=metrics))
-        expected = review.forecast(PROJECT)
+        expected = review.forecast(PROJECT).expected
         assert expected.accuracy == pytest.approx(0.73, abs=0.05)
         assert 0.01 < expected.gain < 0.1
         assert expected.low < expected.gain < expected.high
+
+    def test_images_that_chance_chose_judge_as_soon_as_there_are_enough(self, world: World, review: Review) -> None:
+        wrong = {task_id: "bird" for task_id in range(1, 9)}
+        world.configure(CATS_DOGS_BIRDS)
+        world.see_tasks(pets(80))
+        world.embed()
+        for n_labels in (40, 80):
+            world.label(pets(n_labels) | wrong)
+            world.fit()
+        draw(world, MIN_RANDOM_IMAGES - 1)
+        on_all = review.forecast(PROJECT)
+        draw(world, MIN_RANDOM_IMAGES)
+        on_random = review.forecast(PROJECT)
+        assert (on_all.n_images, on_all.at_random) == (80, False)
+        assert (on_random.n_images, on_random.at_random) == (MIN_RANDOM_IMAGES, True)
+        # the labels that cannot be learned are a tenth of all, and more of those that chance chose
+        assert on_random.expected.accuracy < on_all.expected.accuracy - 0.05
+        assert on_random.expected.high - on_random.expected.low > on_all.expected.high - on_all.expected.low
+        assert f"Measured on {MIN_RANDOM_IMAGES} images drawn at random" in on_random.sentence
 
     def test_too_few_versions(self, world: World, review: Review) -> None:
         with pytest.raises(NotFound, match="no project 5"):
