@@ -1,0 +1,54 @@
+"""A real Tandem and a real Label Studio for each module, which tells one story."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from backend.background_process import free_port
+from backend.local_label_studio import LocalLabelStudio
+from tests.e2e.loop import Tandem, is_healthy, wait_for
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """Settings of Tandem beside the usual ones; modules have their own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def tandem(
+    label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]
+) -> Iterator[Tandem]:
+    model_dir = tmp_path_factory.mktemp("tandem")
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = os.environ | {  # noqa: TID251 - handed on to a child
+        "LABEL_STUDIO_URL": label_studio.url,
+        "LABEL_STUDIO_API_KEY": label_studio.personal_access_token(),
+        "PUBLIC_URL": url,
+        "HOST": "127.0.0.1",
+        "PORT": url.rsplit(":", 1)[1],
+        "MODEL_DIR": str(model_dir),
+        "BACKBONE": "shufflenet_v2_x0_5",
+        "WEIGHTS": "none",
+        "WEBHOOK_SECRET": "a secret of the tests",
+        "TRAIN_QUIET_S": "0.5",
+        "TRAIN_MAX_WAIT_S": "3",
+    }
+    environment |= settings
+    log = (model_dir / "tandem.log").open("wb")
+    process = subprocess.Popen([sys.executable, "-m", "backend", "serve"], env=environment, stderr=log)
+    running = Tandem(url=url, model_dir=model_dir, process=process)
+    with log, process:
+        try:
+            wait_for(lambda: is_healthy(url), "Tandem's web server is up")
+            yield running
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            sys.stderr.write((model_dir / "tandem.log").read_text()[-20_000:])
