@@ -6,6 +6,7 @@ Standard library only; every noun is frozen, every datetime aware and in UTC.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -399,6 +400,23 @@ class RetryPolicy:
         if attempts >= self.max_attempts:
             return None
         return timedelta(seconds=min(self.longest_delay_s, self.first_delay_s * 2 ** (attempts - 1)))
+
+
+JOB_DURATION_BOUNDS_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTally:
+    """How many jobs of a kind ended in a status after at most ``bound_s``, and more than the bound before.
+
+    Tallies only grow, whatever becomes of the jobs they counted; ``total_s`` is the time these jobs ran.
+    """
+
+    kind: JobKind
+    status: JobStatus
+    bound_s: float
+    n_jobs: int
+    total_s: float
 
 
 # --- model versions --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from backend.domain import (
     Job,
     JobKind,
     JobStatus,
+    JobTally,
     KeptView,
     LabelSchema,
     ModelVersion,
@@ -200,6 +201,12 @@ class JobStore(Protocol):
 
     def all(self, project_id: int, limit: int = 100) -> list[Job]:
         """Return a project's jobs, newest first."""
+
+    def unfinished(self) -> list[Job]:
+        """Return the queued and running jobs of all projects, by id."""
+
+    def tallies(self) -> list[JobTally]:
+        """Return how many jobs ended how, and after how long, since the database was made."""
 
     def prune(self, finished_before: datetime) -> int:
         """Delete final jobs that finished before a moment; return how many."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
 
-from backend.adapters.database.tables import job_table
-from backend.domain import Job, JobKind, JobStatus, Progress
+from backend.adapters.database import statements
+from backend.adapters.database.tables import job_table, job_tally_table
+from backend.domain import JOB_DURATION_BOUNDS_S, Job, JobKind, JobStatus, JobTally, Progress
 from backend.errors import JobLost, NotFound
 
 FINAL_STATUSES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
@@ -101,6 +102,7 @@ class SqlJobStore:
             raise ValueError(f"a job cannot finish as {status}: use one of {', '.join(FINAL_STATUSES)}")
         held = self._held(job_id, worker)
         self._change(held.id, status=status, reason=reason, finished_at=now, lease_until=None)
+        self._tally(held, status, now)
 
     def requeue(self, job_id: int, worker: str, run_after: datetime, reason: str | None) -> None:
         """Put a running job back into the queue, merging it with one queued meanwhile; keeps its attempts.
@@ -155,6 +157,25 @@ class SqlJobStore:
         )
         return [_job(row) for row in self._connection.execute(statement)]
 
+    def unfinished(self) -> list[Job]:
+        """Return the queued and running jobs of all projects, by id."""
+        statement = select(job_table).where(job_table.c.status.not_in(FINAL_STATUSES)).order_by(job_table.c.id)
+        return [_job(row) for row in self._connection.execute(statement)]
+
+    def tallies(self) -> list[JobTally]:
+        """Return how many jobs ended how, and after how long, since the database was made."""
+        statement = select(job_tally_table).order_by(*job_tally_table.primary_key)
+        return [
+            JobTally(
+                kind=JobKind(row.kind),
+                status=JobStatus(row.status),
+                bound_s=row.bound_s,
+                n_jobs=row.n_jobs,
+                total_s=row.total_s,
+            )
+            for row in self._connection.execute(statement)
+        ]
+
     def prune(self, finished_before: datetime) -> int:
         """Delete final jobs that finished before a moment; return how many."""
         statement = delete(job_table).where(
@@ -199,6 +220,22 @@ class SqlJobStore:
             worker=None,
             started_at=None,
             lease_until=None,
+        )
+
+    def _tally(self, held: Job, status: JobStatus, now: datetime) -> None:
+        duration_s = max(0.0, (now - (held.started_at or now)).total_seconds())
+        bound_s = next(bound_s for bound_s in JOB_DURATION_BOUNDS_S if duration_s <= bound_s)
+        one = statements.insert(self._connection, job_tally_table).values(
+            kind=held.kind, status=status, bound_s=bound_s, n_jobs=1, total_s=duration_s
+        )
+        self._connection.execute(
+            one.on_conflict_do_update(
+                index_elements=list(job_tally_table.primary_key),
+                set_={
+                    "n_jobs": job_tally_table.c.n_jobs + one.excluded.n_jobs,
+                    "total_s": job_tally_table.c.total_s + one.excluded.total_s,
+                },
+            )
         )
 
     def _change(self, job_id: int, **columns: Any) -> Job:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -161,6 +162,17 @@ job_table = Table(
     ),
     # An id that was pruned is never given again: somebody may still ask for it.
     sqlite_autoincrement=True,
+)
+
+# Counts of jobs that ended, which outlive the rows of the jobs; see ``backend.domain.JobTally``.
+job_tally_table = Table(
+    "job_tally",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("status", String(16), primary_key=True),
+    Column("bound_s", Double, primary_key=True, autoincrement=False),
+    Column("n_jobs", BigInteger, nullable=False),
+    Column("total_s", Double, nullable=False),
 )
 
 version_table = Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -257,6 +258,41 @@ class TestHistory:
             assert stores.jobs.prune(NOON + timedelta(hours=1)) == 2
             assert stores.jobs.all(5) == []
         assert enqueue(database).id > max(ids)
+
+
+class TestWhatOperatorsSee:
+    def test_unfinished_jobs_of_all_projects(self, database: Database) -> None:
+        with database.transaction() as stores:
+            other = stores.projects.resolve(ProjectIdentity(label_studio_id=6, created_stamp=1)).id
+        enqueue(database, JobKind.HEAD, NOON)
+        running = claimed(database)
+        enqueue(database, JobKind.SYNC, NOON + SECOND, other)
+        ended = claimed(database, now=NOON + SECOND)
+        with database.transaction() as stores:
+            stores.jobs.finish(ended.id, "w1", JobStatus.SUCCEEDED, None, NOON + SECOND)
+        queued = enqueue(database, JobKind.PUSH, NOON + SECOND, other)
+        with database.snapshot() as stores:
+            assert stores.jobs.unfinished() == [running, queued]
+
+    def test_tallies_outlive_the_jobs_they_counted(self, database: Database) -> None:
+        def run(duration_s: float, status: JobStatus) -> None:
+            enqueue(database)
+            job = claimed(database)
+            with database.transaction() as stores:
+                stores.jobs.finish(job.id, "w1", status, None, NOON + duration_s * SECOND)
+
+        for duration_s in (0.25, 0.5, 1.0, 99_999):
+            run(duration_s, JobStatus.SUCCEEDED)
+        run(2, JobStatus.FAILED)
+        with database.transaction() as stores:
+            assert stores.jobs.prune(NOON + 1_000_000 * SECOND) == 5
+            assert [(tally.status, tally.bound_s, tally.n_jobs, tally.total_s) for tally in stores.jobs.tallies()] == [
+                (JobStatus.FAILED, 3.0, 1, 2.0),
+                (JobStatus.SUCCEEDED, 0.3, 1, 0.25),
+                (JobStatus.SUCCEEDED, 1.0, 2, 1.5),
+                (JobStatus.SUCCEEDED, math.inf, 1, 99_999.0),
+            ]
+            assert {tally.kind for tally in stores.jobs.tallies()} == {JobKind.HEAD}
 
 
 class JobLife(RuleBasedStateMachine):

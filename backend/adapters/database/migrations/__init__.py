@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 
 from backend.errors import ConfigurationError
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 
 
 def current_revision(connection: Connection) -> str | None:
