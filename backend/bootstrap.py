@@ -161,6 +161,7 @@ class Container:
             self.database,
             self.artifacts,
             self.embedding,
+            self.embedder,
             self.clock,
             self.scheduler,
             timeout_s=self.settings.predict_timeout_s,

@@ -556,9 +556,9 @@ class Disclosure:
     min_accuracy: float = 0.0
     audit_share: float = 0.0
 
-    def shows(self, version: ModelVersion, image_url: str | None) -> bool:
-        """Tell whether a version's suggestion for an image is shown; the same images are audited for ever."""
-        if version.metrics.accuracy < self.min_accuracy:
+    def shows(self, accuracy: float, image_url: str | None) -> bool:
+        """Tell whether the suggestion of a version that accurate is shown for an image; audited ones stay the same."""
+        if accuracy < self.min_accuracy:
             return False
         draw = int.from_bytes(hashlib.sha256((image_url or "").encode()).digest()[:8], "big") / 2**64
         return draw >= self.audit_share

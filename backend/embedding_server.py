@@ -22,7 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from backend.adapters.artifacts import LocalArtifacts
-from backend.adapters.embedders import EmbedReply, EmbedRequest, ReplyHeader
+from backend.adapters.embedders import REQUESTS, ClassifyRequest, EmbedRequest, Reply, ReplyHeader
 from backend.errors import EmbedderUnavailable, NotFound
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
@@ -75,20 +75,35 @@ class EmbeddingServer:
     def _answer_all(self, connection: Connection) -> None:
         with connection, contextlib.suppress(EOFError, ConnectionError):
             while True:
-                request = EmbedRequest.model_validate_json(connection.recv_bytes())
-                reply = self._answer(request)
+                request = REQUESTS.validate_json(connection.recv_bytes())
+                features = connection.recv_bytes() if isinstance(request, ClassifyRequest) else b""
+                reply = self._answer(request, features)
                 connection.send_bytes(reply.header.model_dump_json().encode())
-                connection.send_bytes(reply.features.tobytes())
+                connection.send_bytes(reply.rows.tobytes())
 
-    def _answer(self, request: EmbedRequest) -> EmbedReply:
-        digest = request.backbone_digest or self.base_digest
+    def _answer(self, request: EmbedRequest | ClassifyRequest, features: bytes) -> Reply:
         try:
+            if isinstance(request, ClassifyRequest):
+                return self._classify(request, features)
+            digest = request.backbone_digest or self.base_digest
             return self._embed(request, digest, self._engine(digest))
         except (NotFound, CorruptBackbone, EmbedderUnavailable) as error:
             header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
-            return EmbedReply(header=header, features=np.empty((0, 0), dtype=np.float16))
+            return Reply(header=header, rows=np.empty((0, 0), dtype=np.float16))
 
-    def _embed(self, request: EmbedRequest, digest: str, engine: Engine) -> EmbedReply:
+    def _classify(self, request: ClassifyRequest, features: bytes) -> Reply:
+        """Answer in the thread of whoever asks: a matrix product need not wait in the queue behind images."""
+        backbone = self._base.backbone
+        if request.backbone_digest != backbone.digest or backbone.classifier is None:
+            raise EmbedderUnavailable(f"the embedder has no classifier for backbone {request.backbone_digest[:8]}")
+        rows = np.frombuffer(features, dtype=np.float16).reshape(-1, backbone.n_features)
+        try:
+            probabilities = backbone.classifier.predict_groups(rows, request.groups)
+        except KeyError as error:
+            raise EmbedderUnavailable(f"the classifier of the embedder has no category {error}") from error
+        return Reply(header=ReplyHeader(backbone_digest=backbone.digest, n_rows=len(rows)), rows=probabilities)
+
+    def _embed(self, request: EmbedRequest, digest: str, engine: Engine) -> Reply:
         batches = [
             MicroBatch(
                 priority=0 if request.urgent else 1,
@@ -103,13 +118,15 @@ class EmbeddingServer:
         features, problems = join(
             [batch.result.result() for batch in batches], self._batch_size, engine.backbone.n_features
         )
+        classifier = None if request.paths else engine.backbone.classifier
         header = ReplyHeader(
             backbone_digest=digest,
+            categories=classifier.categories if classifier else (),
             block_sizes=engine.backbone.block_sizes,
             n_rows=len(features),
             problems=problems,
         )
-        return EmbedReply(header=header, features=features)
+        return Reply(header=header, rows=features)
 
     def _engine(self, digest: str) -> Engine:
         if digest == self.base_digest:

@@ -394,11 +394,19 @@ class Embedding:
     problems: dict[int, str]
 
 
-class Embedder(Protocol):
-    """Turns images into features."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderBackbone:
+    """A backbone by its digest; ``categories`` are what the classifier it was pretrained with tells apart, if any."""
 
-    def base_digest(self) -> str:
-        """Return the digest of the pretrained backbone that the settings name.
+    digest: str
+    categories: tuple[str, ...] = ()
+
+
+class Embedder(Protocol):
+    """Turns images into features, and features into what the pretrained classifier sees in them."""
+
+    def base(self) -> EmbedderBackbone:
+        """Return the pretrained backbone that the settings name.
 
         Raises:
             EmbedderUnavailable: it is not up (yet).
@@ -411,6 +419,17 @@ class Embedder(Protocol):
 
         Raises:
             EmbedderUnavailable: it is not up (yet), or ended while at work.
+        """
+
+    def classify(
+        self, features: NDArray[np.float16], groups: Sequence[Sequence[str]], *, backbone_digest: str
+    ) -> NDArray[np.float32]:
+        """Return how probable each group of categories is, (n_images, n_groups + 1), by feature rows of that backbone.
+
+        The last column is the most probable category outside of all groups, 0 where none is.
+
+        Raises:
+            EmbedderUnavailable: it is not up (yet), or does not run that backbone or know those categories (any more).
         """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -33,15 +34,18 @@ class PretrainedClassifier:
         return probabilities
 
     def predict_groups(self, features: NDArray[np.float16], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        """Return the probability that each image is of any category of each group, (n, n_groups).
+        """Return the probability that each image is of any category of each group, (n, n_groups + 1).
+
+        The last column is that of the most probable category outside of all groups, 0 where none is.
 
         Raises:
             KeyError: there is no category of that name.
         """
         column = {name: index for index, name in enumerate(self.categories)}
+        columns = [[column[name] for name in group] for group in groups]
         probabilities = self.predict_proba(features)
-        sums = [probabilities[:, [column[name] for name in group]].sum(axis=1) for group in groups]
-        return np.stack(sums, axis=1) if sums else np.empty((len(features), 0), np.float32)
+        others = np.delete(probabilities, list(chain(*columns)), axis=1).max(axis=1, initial=0.0)
+        return np.stack([*(probabilities[:, group].sum(axis=1) for group in columns), others], axis=1)
 
 
 def find_classifier(network: nn.Module, trunk: FeatureNetwork) -> nn.Sequential | None:

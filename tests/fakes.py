@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.domain import (
     AnnotatedTask,
@@ -29,7 +30,7 @@ from backend.domain import (
     Webhook,
 )
 from backend.errors import EmbedderUnavailable, ImageError, ImageNotFound, LabelStudioError, LabelStudioRejected
-from backend.ports import CachedImage, Embedding, ReportProgress
+from backend.ports import CachedImage, EmbedderBackbone, Embedding, ReportProgress
 from tests.factories import BASE_DIGEST, NOON
 
 
@@ -83,21 +84,23 @@ class FakeImages:
 class FakeEmbedder:
     """Features from a file's content, ``b"<class> <number>"``: near each other within a class.
 
-    A content that begins with ``broken`` cannot be read; nothing can while ``down``.
+    A content that begins with ``broken`` cannot be read; nothing can while ``down``. The pretrained classifier sees
+    which of its ``categories`` an image is of, and one of them in images of any other class.
     """
 
     BLOCK_SIZES = (4, 12)
 
-    def __init__(self, digest: str = BASE_DIGEST) -> None:
+    def __init__(self, digest: str = BASE_DIGEST, categories: tuple[str, ...] = ()) -> None:
         self.digest = digest
+        self.categories = categories
         self.finetuned: set[str] = set()
         self.down = False
         self.embedded: list[Path] = []
         self.before_embedding: Callable[[], None] = lambda: None
 
-    def base_digest(self) -> str:
+    def base(self) -> EmbedderBackbone:
         self._check()
-        return self.digest
+        return EmbedderBackbone(digest=self.digest, categories=self.categories)
 
     def embed(
         self,
@@ -122,9 +125,28 @@ class FakeEmbedder:
             problems=problems,
         )
 
+    def classify(
+        self, features: NDArray[np.float16], groups: Sequence[Sequence[str]], *, backbone_digest: str
+    ) -> NDArray[np.float32]:
+        self._check()
+        if backbone_digest != self.digest or not self.categories:
+            raise EmbedderUnavailable(f"the embedder has no classifier for backbone {backbone_digest[:8]}")
+        unknown = {category for group in groups for category in group} - set(self.categories)
+        if unknown:
+            raise EmbedderUnavailable(f"the classifier of the embedder has no category {unknown}")
+        centres = [self._centre(category.encode(), backbone_digest) for category in self.categories]
+        exponentials = np.exp(features.astype(np.float64) @ np.array(centres).T / 4)
+        probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+        masks = [[category in group for category in self.categories] for group in groups]
+        others = [not any(column) for column in zip(*masks, strict=True)] if masks else [True] * len(self.categories)
+        sums = [probabilities[:, mask].sum(axis=1) for mask in masks]
+        return np.stack([*sums, probabilities[:, others].max(axis=1, initial=0)], axis=1).astype(np.float32)
+
     def features(self, content: bytes, digest: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        centre = _direction(content.split(b" ")[0] + digest.encode(), sum(self.BLOCK_SIZES))
-        return 2 * centre + _direction(content, sum(self.BLOCK_SIZES)) / 2
+        return 2 * self._centre(content.split(b" ")[0], digest) + _direction(content, sum(self.BLOCK_SIZES)) / 2
+
+    def _centre(self, name: bytes, digest: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return _direction(name + digest.encode(), sum(self.BLOCK_SIZES))
 
     def _check(self) -> None:
         if self.down:

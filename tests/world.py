@@ -88,6 +88,7 @@ class World:
             self.database,
             self.artifacts,
             self.embedding,
+            self.embedder,
             self.clock,
             self.scheduler,
             timeout_s=5,

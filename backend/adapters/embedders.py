@@ -1,4 +1,4 @@
-"""The way to the embedding process: one Unix socket, one JSON message each way, and the raw rows."""
+"""The way to the embedding process: one Unix socket, one JSON message each way, and raw rows beside it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, TypeAdapter
 
 from backend.errors import EmbedderUnavailable
-from backend.ports import Embedding
+from backend.ports import EmbedderBackbone, Embedding
 
 
 class EmbedRequest(BaseModel):
-    """Embed these files; without paths, only say which backbone you run."""
+    """Embed these files; without paths, only say which backbone you run and what its classifier tells apart."""
 
+    kind: Literal["embed"] = "embed"
     paths: list[str] = []
     backbone_digest: str | None = None
     urgent: bool = False
+
+
+class ClassifyRequest(BaseModel):
+    """Say how probable each group of categories is; float16 rows of this backbone's features come after it."""
+
+    kind: Literal["classify"] = "classify"
+    groups: list[list[str]]
+    backbone_digest: str
 
 
 class ReplyHeader(BaseModel):
     """What comes before the rows; ``refusal`` says why there are none."""
 
     backbone_digest: str
+    categories: tuple[str, ...] = ()
     block_sizes: tuple[int, ...] = ()
     n_rows: int = 0
     problems: dict[int, str] = {}
@@ -35,11 +46,15 @@ class ReplyHeader(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedReply:
-    """Features of shape (n_rows, sum of block sizes)."""
+class Reply:
+    """Features, float16 of shape (n_rows, sum of block sizes), or probabilities, float32 of (n_rows, n_groups + 1)."""
 
     header: ReplyHeader
-    features: NDArray[np.float16]
+    rows: NDArray[Any]
+
+
+Request = EmbedRequest | ClassifyRequest
+REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 
 
 class EmbedderClient:
@@ -49,33 +64,43 @@ class EmbedderClient:
         self._address = address
         self._local = threading.local()
 
-    def base_digest(self) -> str:
-        """Return the digest of the pretrained backbone that the settings name."""
-        return self._ask(EmbedRequest()).header.backbone_digest
+    def base(self) -> EmbedderBackbone:
+        """Return the pretrained backbone that the settings name."""
+        header, _ = self._ask(EmbedRequest())
+        return EmbedderBackbone(digest=header.backbone_digest, categories=header.categories)
 
     def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
         """Embed image files."""
         request = EmbedRequest(paths=[str(path) for path in paths], backbone_digest=backbone_digest, urgent=urgent)
-        reply = self._ask(request)
+        header, rows = self._ask(request)
+        features = np.frombuffer(rows, dtype=np.float16).reshape(header.n_rows, sum(header.block_sizes))
         return Embedding(
-            backbone_digest=reply.header.backbone_digest,
-            block_sizes=reply.header.block_sizes,
-            features=reply.features,
-            problems=reply.header.problems,
+            backbone_digest=header.backbone_digest,
+            block_sizes=header.block_sizes,
+            features=features,
+            problems=header.problems,
         )
 
-    def _ask(self, request: EmbedRequest) -> EmbedReply:
+    def classify(
+        self, features: NDArray[np.float16], groups: Sequence[Sequence[str]], *, backbone_digest: str
+    ) -> NDArray[np.float32]:
+        """Return how probable each group of categories is, and last the most probable category outside of them."""
+        request = ClassifyRequest(groups=[list(group) for group in groups], backbone_digest=backbone_digest)
+        header, rows = self._ask(request, features.tobytes())
+        return np.frombuffer(rows, dtype=np.float32).reshape(header.n_rows, len(groups) + 1)
+
+    def _ask(self, *messages: BaseModel | bytes) -> tuple[ReplyHeader, bytes]:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
             try:
-                return _exchange(connection, request)
+                return _exchange(connection, messages)
             except (EOFError, ConnectionError):
                 # the embedder this thread knew has ended since; another may have taken its place
                 connection.close()
         self._local.connection = None
         try:
             connection = Client(str(self._address), family="AF_UNIX")
-            reply = _exchange(connection, request)
+            reply = _exchange(connection, messages)
         except (FileNotFoundError, EOFError, ConnectionError) as error:
             raise EmbedderUnavailable(
                 "the embedding process is not up: it takes some seconds to start; is tandem serve running?"
@@ -84,10 +109,11 @@ class EmbedderClient:
         return reply
 
 
-def _exchange(connection: Connection, request: EmbedRequest) -> EmbedReply:
-    connection.send_bytes(request.model_dump_json().encode())
+def _exchange(connection: Connection, messages: Sequence[BaseModel | bytes]) -> tuple[ReplyHeader, bytes]:
+    for message in messages:
+        connection.send_bytes(message if isinstance(message, bytes) else message.model_dump_json().encode())
     header = ReplyHeader.model_validate_json(connection.recv_bytes())
-    rows = np.frombuffer(connection.recv_bytes(), dtype=np.float16)
+    rows = connection.recv_bytes()
     if header.refusal:
         raise EmbedderUnavailable(header.refusal)
-    return EmbedReply(header=header, features=rows.reshape(header.n_rows, sum(header.block_sizes)))
+    return header, rows

@@ -18,10 +18,12 @@ from backend.ports import (
     CachedImage,
     Database,
     Embedder,
+    EmbedderBackbone,
     FeatureStore,
     ImageSource,
     ReportProgress,
 )
+from backend.pretrained import version_in_use
 from backend.scheduling import Scheduler
 
 if TYPE_CHECKING:
@@ -66,8 +68,9 @@ class Embedding:
                 other hosts are embedded by then.
         """
         with self._database.snapshot() as stores:
-            digest = self._digest_in_use(stores.projects.get(project_id))
-        self._use_backbone(project_id, digest)
+            backbone = self._backbone_in_use(stores.projects.get(project_id))
+        self._use_backbone(project_id, backbone)
+        digest = backbone.digest
         done = failed = 0
         unavailable: ImageUnavailable | None = None
         hosts_down: set[str] = set()
@@ -87,7 +90,7 @@ class Embedding:
                     self._scheduler.soon(stores, project_id, JobKind.QUERY)
             report(Progress(done=done + failed, total=max(total, done + failed), unit="images"))
         with self._database.transaction() as stores:
-            if done and stores.versions.active(project_id):
+            if done and version_in_use(stores, stores.projects.get(project_id)):
                 self._scheduler.push(stores, project_id)
         if unavailable:
             raise unavailable
@@ -158,18 +161,20 @@ class Embedding:
         remaining = iter(rows.features)
         return [(task, next(remaining) if task.backbone_digest == digest else None) for task in settled]
 
-    def _digest_in_use(self, project: Project) -> str:
+    def _backbone_in_use(self, project: Project) -> EmbedderBackbone:
         """Return the fine-tuned backbone that the project has moved to, else the pretrained one of the settings."""
         digest = project.backbone_digest
         if digest and self._artifacts.keys(f"backbones/{digest}"):
-            return digest
-        return self._embedder.base_digest()
+            return EmbedderBackbone(digest=digest)
+        return self._embedder.base()
 
-    def _use_backbone(self, project_id: int, digest: str) -> None:
+    def _use_backbone(self, project_id: int, backbone: EmbedderBackbone) -> None:
         with self._database.transaction() as stores:
             project = stores.projects.get(project_id)
-            if project.backbone_digest != digest:
-                stores.projects.save(replace(project, backbone_digest=digest))
+            if project.backbone_digest != backbone.digest:
+                stores.projects.save(replace(project, backbone_digest=backbone.digest))
+            if stores.backbones.categories(backbone.digest) != backbone.categories:
+                stores.backbones.save_categories(backbone.digest, backbone.categories)
 
     def _pages(self, project_id: int, digest: str, hosts_down: Set[str]) -> Iterator[list[Task]]:
         """Yield what is left to embed, without the images of hosts that turned out to be down."""

@@ -19,9 +19,9 @@ from backend.domain import (
     TasksSeen,
     TrainingRequested,
     UnclearEvent,
-    untrained_name,
 )
 from backend.ports import Clock, Database, Stores
+from backend.pretrained import expected_name
 from backend.scheduling import Scheduler
 
 log = structlog.get_logger()
@@ -38,9 +38,7 @@ class Ingestion:
     def setup(self, snapshot: ProjectSnapshot) -> str:
         """Take note of a project and return the model version that Label Studio should expect."""
         with self._database.transaction() as stores:
-            project = self.observe(stores, snapshot)
-            active = stores.versions.active(project.id)
-        return active.name if active else untrained_name(project.id)
+            return expected_name(stores, self.observe(stores, snapshot))
 
     def handle(self, event: Event) -> Job | None:
         """Store an event durably; return the job that was queued for it, where somebody asked for a training.

@@ -27,10 +27,11 @@ from backend.domain import (
 )
 from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
 from backend.ports import ArtifactStore, Clock, Database, Embedder, Stores
+from backend.pretrained import PretrainedVersion, Version, version_in_use
 from backend.promotion import version_key
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, load_predictor
-from model.inference import Predictor
+from model.inference import Predictor, Suggested, suggest_known
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,10 +60,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What answers a question: the project, its active version, and the tasks with what is known of their images."""
+    """What answers a question: the project, its version in use, and the tasks with what is known of their images."""
 
     project: Project
-    active: ModelVersion | None
+    version: Version | None
     tasks: tuple[Task, ...]
 
 
@@ -83,6 +84,7 @@ class Prediction:
         database: Database,
         artifacts: ArtifactStore,
         features: FeatureSource,
+        embedder: Embedder,
         clock: Clock,
         scheduler: Scheduler,
         *,
@@ -92,6 +94,7 @@ class Prediction:
         self._database = database
         self._artifacts = artifacts
         self._features = features
+        self._embedder = embedder
         self._clock = clock
         self._scheduler = scheduler
         self._timeout_s = timeout_s
@@ -111,23 +114,23 @@ class Prediction:
         return Answer(schema=known.project.schema, results=tuple(results))
 
     def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
-        project, active, tasks = known.project, known.active, known.tasks
+        project, version, tasks = known.project, known.version, known.tasks
         problem = None
         if project.schema is None:
             problem = project.label_config.problem or "the project's label config is not known yet"
-        elif active is None:
+        elif version is None:
             problem = "there is no version yet: label some more images"
-        elif not set(project.schema.class_names) & set(active.class_names):
-            problem = f"{active.name} knows none of the classes in the label config: label some images with them"
-        if problem is None and project.schema and active:
+        elif not set(project.schema.class_names) & set(version.class_names):
+            problem = f"{version.name} knows none of the classes in the label config: label some images with them"
+        if problem is None and project.schema and version:
             try:
-                rows = self._features.features_of(project, tasks, active.backbone_digest, deadline_s)
-                return self.suggest(active, project.schema, tasks, rows)
+                rows = self._features.features_of(project, tasks, version.backbone_digest, deadline_s)
+                return self.suggest(version, project.schema, tasks, rows)
             except (EmbedderUnavailable, ImageUnavailable) as error:
                 problem = str(error)
             except CheckpointCorrupt as error:
-                log.error("active version unreadable", project=project.id, version=active.name, reason=str(error))
-                problem = f"{active.name} cannot be read and is being replaced"
+                log.error("active version unreadable", project=project.id, version=version.name, reason=str(error))
+                problem = f"{version.name} cannot be read and is being replaced"
                 with self._database.transaction() as stores:
                     self._scheduler.soon(stores, project.id, JobKind.HEAD)
         return [NoSuggestion(task_id=task.id, reason=problem or "") for task in tasks]
@@ -155,7 +158,7 @@ class Prediction:
 
     def suggest(
         self,
-        version: ModelVersion,
+        version: Version,
         schema: LabelSchema,
         tasks: Sequence[Task],
         rows: Sequence[NDArray[np.float16] | str],
@@ -164,23 +167,24 @@ class Prediction:
 
         What annotators are not to see has no class, but its score: it still tells Label Studio what to ask first.
         """
+        # Nobody has measured what is pretrained on this project's images.
+        accuracy = version.metrics.accuracy if isinstance(version, ModelVersion) else 0.0
         return [
             replace(result, class_names=())
-            if isinstance(result, Suggestion) and not self._disclosure.shows(version, task.image_url)
+            if isinstance(result, Suggestion) and not self._disclosure.shows(accuracy, task.image_url)
             else result
             for task, result in zip(tasks, self._suggest(version, schema, tasks, rows), strict=True)
         ]
 
     def _suggest(
         self,
-        version: ModelVersion,
+        version: Version,
         schema: LabelSchema,
         tasks: Sequence[Task],
         rows: Sequence[NDArray[np.float16] | str],
     ) -> list[Suggestion | NoSuggestion]:
-        predictor = self.predictor(version)
         known = [row for row in rows if not isinstance(row, str)]
-        suggested = iter(predictor.suggest(np.stack(known), allowed=schema.class_names) if known else ())
+        suggested = iter(self._suggested(version, schema, np.stack(known)) if known else ())
         results: list[Suggestion | NoSuggestion] = []
         for task, row in zip(tasks, rows, strict=True):
             if isinstance(row, str):
@@ -191,6 +195,13 @@ class Prediction:
                 Suggestion(task_id=task.id, class_names=best.class_names, score=best.score, version=version.name)
             )
         return results
+
+    def _suggested(self, version: Version, schema: LabelSchema, rows: NDArray[np.float16]) -> list[Suggested]:
+        if isinstance(version, PretrainedVersion):
+            digest = version.backbone_digest
+            of_groups = self._embedder.classify(rows, version.categories, backbone_digest=digest)
+            return suggest_known(of_groups, version.class_names)
+        return self.predictor(version).suggest(rows, allowed=schema.class_names)
 
     def predictor(self, version: ModelVersion) -> Predictor:
         """Return a version ready to predict, loading it once.
@@ -220,7 +231,7 @@ class Prediction:
             if project is not None and _told(project, question) == project:
                 tasks, news = _merge(stores, project, question)
                 if not news:
-                    return Known(project=project, active=stores.versions.active(project.id), tasks=tasks)
+                    return Known(project=project, version=version_in_use(stores, project), tasks=tasks)
         with self._database.transaction() as stores:
             project = stores.projects.resolve(question.snapshot.identity)
             told = _told(project, question)
@@ -232,7 +243,7 @@ class Prediction:
             tasks, news = _merge(stores, project, question)
             if news and stores.tasks.upsert(project.id, news):
                 self._scheduler.soon(stores, project.id, JobKind.EMBED)
-            return Known(project=told, active=stores.versions.active(project.id), tasks=tasks)
+            return Known(project=told, version=version_in_use(stores, told), tasks=tasks)
 
 
 def _told(project: Project, question: Question) -> Project:

@@ -2,29 +2,23 @@
 
 Uncertainty sampling and the score column of Label Studio's Community edition look only at stored predictions whose
 version is the project's, so all three steps are needed, in this order.
+
+The pointer is never moved to pretrained suggestions. Annotators see them without it, while it is the backend's title
+and the backend says that this is its version; and uncertainty sampling, which would ask for the classes first that the
+pretrained network does not know, and for long for nothing else, stays random.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from backend.domain import (
-    LabelSchema,
-    ModelVersion,
-    NoSuggestion,
-    Progress,
-    Project,
-    Suggestion,
-    Task,
-    agreed_labels,
-    untrained_name,
-)
+from backend.domain import LabelSchema, NoSuggestion, Progress, Project, Suggestion, Task, agreed_labels
 from backend.ports import Database, FeatureStore, LabelStudioGateway, ReportProgress
+from backend.pretrained import PretrainedVersion, Version, is_pretrained_name, is_version_name, version_in_use
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +34,7 @@ class Suggester(Protocol):
 
     def suggest(
         self,
-        version: ModelVersion,
+        version: Version,
         schema: LabelSchema,
         tasks: Sequence[Task],
         rows: Sequence[NDArray[np.float16] | str],
@@ -57,7 +51,7 @@ class Pool:
 
     project: Project
     schema: LabelSchema
-    version: ModelVersion
+    version: Version
     tasks: tuple[Task, ...]
     n_pushed: int
 
@@ -86,7 +80,7 @@ class Pushing:
         self._enabled = enabled
 
     def run(self, project_id: int, report: ReportProgress) -> str:
-        """Push the active version's suggestions for all unlabelled tasks that Label Studio has none of."""
+        """Push the suggestions of the version in use for all unlabelled tasks that Label Studio has none of."""
         if not self._enabled:
             return "nothing pushed: PUSH_PREDICTIONS is off"
         if self._gateway is None:
@@ -96,15 +90,16 @@ class Pushing:
             return "nothing to push: there is no version yet, or the label config is not supported"
         pool = self._drop_half_push(self._gateway, pool)
         n_pushed = self._push(self._gateway, pool, report)
-        pointed = self._point(self._gateway, pool)
-        if pointed:
+        in_use = isinstance(pool.version, PretrainedVersion) or self._point(self._gateway, pool)
+        if in_use:
+            self._record(pool)
             self._clear(self._gateway, pool)
-        return f"{n_pushed} suggestions of {pool.version.name} pushed" + ("" if pointed else "; project uses another")
+        return f"{n_pushed} suggestions of {pool.version.name} pushed" + ("" if in_use else "; project uses another")
 
     def _pool(self, project_id: int) -> Pool | None:
         with self._database.snapshot() as stores:
             project = stores.projects.get(project_id)
-            version = stores.versions.active(project_id)
+            version = version_in_use(stores, project)
             if version is None or project.schema is None:
                 return None
             tasks = stores.tasks.all(project_id)
@@ -158,7 +153,7 @@ class Pushing:
         label_studio_id = pool.project.identity.label_studio_id
         current = gateway.project(label_studio_id).model_version
         stored = gateway.model_versions(label_studio_id)
-        if current == "" or (current in stored and not self._is_ours(pool, current)):
+        if current == "" or (current in stored and not is_version_name(pool.project.id, current)):
             log.info("pointer left alone", project=pool.project.id, version=current or "pre-annotation is off")
             return False
         if pool.version.name not in stored:
@@ -166,17 +161,17 @@ class Pushing:
         if current != pool.version.name:
             gateway.set_model_version(label_studio_id, pool.version.name)
             log.info("suggestions pushed", project=pool.project.id, version=pool.version.name, was=current)
+        return True
+
+    def _record(self, pool: Pool) -> None:
         with self._database.transaction() as stores:
             project = stores.projects.get(pool.project.id)
             stores.projects.save(replace(project, pushed_version=pool.version.name))
-        return True
 
     def _clear(self, gateway: LabelStudioGateway, pool: Pool) -> None:
         """Delete what superseded versions of ours left behind, and nothing else."""
+        # A learned version that is not known (any more) is none that pretrained suggestions supersede.
+        is_superseded = is_pretrained_name if isinstance(pool.version, PretrainedVersion) else is_version_name
         for version in gateway.model_versions(pool.project.identity.label_studio_id):
-            if self._is_ours(pool, version) and version != pool.version.name:
+            if version != pool.version.name and is_superseded(pool.project.id, version):
                 gateway.delete_predictions(pool.project.identity.label_studio_id, version)
-
-    def _is_ours(self, pool: Pool, version: str) -> bool:
-        ours = rf"p{pool.project.id}-v\d+-[0-9a-f]{{8}}|{untrained_name(pool.project.id)}"
-        return re.fullmatch(ours, version) is not None

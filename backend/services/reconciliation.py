@@ -9,6 +9,7 @@ import structlog
 from backend.domain import JobKind, LabelSchema, Progress, Project, ProjectSnapshot
 from backend.errors import LabelStudioError
 from backend.ports import Clock, Database, LabelStudioGateway, ReportProgress
+from backend.pretrained import version_in_use
 from backend.scheduling import Scheduler
 
 log = structlog.get_logger()
@@ -94,8 +95,8 @@ class Reconciliation:
                 self._scheduler.now(stores, project_id, JobKind.EMBED)
             if changes or project.label_config != known.label_config:
                 self._scheduler.now(stores, project_id, JobKind.HEAD)
-            active = stores.versions.active(project_id)
-            if active and active.name != synced.pushed_version:
+            version = version_in_use(stores, synced)
+            if version and version.name != synced.pushed_version:
                 self._scheduler.push(stores, project_id)
         return f"{changes} changes brought in"
 

@@ -60,7 +60,7 @@ class Retention:
     def _unneeded(self, stored: Sequence[str]) -> set[str]:
         """Return the backbones that nothing refers to; none while that is not certain."""
         try:
-            needed = {self._embedder.base_digest()}
+            needed = {self._embedder.base().digest}
         except EmbedderUnavailable:
             return set()
         with self._database.snapshot() as stores:

@@ -52,7 +52,7 @@ def client(address: Path) -> Iterator[EmbedderClient]:
 
 
 def test_it_says_which_backbone_it_runs(client: EmbedderClient, server: EmbeddingServer) -> None:
-    assert client.base_digest() == server.base_digest
+    assert client.base().digest == server.base_digest
 
 
 def test_rows_come_in_the_order_of_the_files(client: EmbedderClient, server: EmbeddingServer, tmp_path: Path) -> None:
@@ -118,5 +118,5 @@ def test_a_failure_within_is_no_end_of_the_server(
 def test_no_embedder_is_said_at_once(tmp_path: Path) -> None:
     started_s = time.monotonic()
     with pytest.raises(EmbedderUnavailable, match="not up"):
-        EmbedderClient(tmp_path / "nothing.sock").base_digest()
+        EmbedderClient(tmp_path / "nothing.sock").base()
     assert time.monotonic() - started_s < 5

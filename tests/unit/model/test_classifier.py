@@ -112,12 +112,16 @@ class TestProbabilities:
     def test_a_group_is_the_sum_of_its_categories(self, classifier: PretrainedClassifier) -> None:
         rows = np.array([[np.log(2), 0], [0, np.log(6)]], np.float16)
         of_groups = classifier.predict_groups(rows, [("bee",), ("fly", "ant"), ()])
-        np.testing.assert_allclose(of_groups, [[0.25, 0.75, 0], [0.75, 0.25, 0]], atol=1e-3)
+        np.testing.assert_allclose(of_groups, [[0.25, 0.75, 0, 0], [0.75, 0.25, 0, 0]], atol=1e-3)
         assert of_groups.dtype == np.float32
 
-    def test_nothing_asked_is_nothing_answered(self, classifier: PretrainedClassifier) -> None:
-        assert classifier.predict_groups(np.empty((0, 2), np.float16), [("bee",)]).shape == (0, 1)
-        assert classifier.predict_groups(np.zeros((3, 2), np.float16), []).shape == (3, 0)
+    def test_last_comes_the_most_probable_of_the_others(self, classifier: PretrainedClassifier) -> None:
+        rows = np.array([[np.log(2), 0], [0, np.log(6)]], np.float16)
+        np.testing.assert_allclose(classifier.predict_groups(rows, [("fly",)]), [[0.25, 0.5], [0.125, 0.75]], atol=1e-3)
+        np.testing.assert_allclose(classifier.predict_groups(rows, []), [[0.5], [0.75]], atol=1e-3)
+
+    def test_no_images_are_no_rows(self, classifier: PretrainedClassifier) -> None:
+        assert classifier.predict_groups(np.empty((0, 2), np.float16), [("bee",)]).shape == (0, 2)
 
     def test_a_category_it_does_not_have_is_refused(self, classifier: PretrainedClassifier) -> None:
         with pytest.raises(KeyError, match="wasp"):
