@@ -32,6 +32,8 @@ def status(as_json: JsonOption = False) -> None:
         encoded = [
             {key: each[key] for key in ("id", "title", "n_tasks", "n_labels", "n_embedded", "active_version")}
             | {
+                "pretrained": each["pretrained"]
+                and "; ".join(f"{name}: {', '.join(known)}" for name, known in each["pretrained"]["classes"].items()),
                 "accuracy": each["metrics"] and round(each["metrics"]["accuracy"], 3),
                 "running": ", ".join(each["jobs"]["running"]),
                 "next": each["policy"]["reason"],

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from backend.domain import Job, ModelVersion, VersionKind
 from backend.errors import InvalidRequest, NotFound
+from backend.pretrained import PretrainedVersion
 from backend.routes.drawings import reliability_svg
 from backend.services.projects import ProjectOverview, VersionDetail
 from backend.services.review import LabelForecast, LabelReview
@@ -162,6 +163,7 @@ def encode_project(overview: ProjectOverview) -> Json:
         "n_embedded": overview.n_embedded,
         "n_unreadable": overview.n_unreadable,
         "active_version": overview.active.name if overview.active else None,
+        "pretrained": encode_pretrained(overview.pretrained) if overview.pretrained else None,
         "pushed_version": project.pushed_version,
         "metrics": asdict(overview.active.metrics) if overview.active else None,
         "jobs": {
@@ -175,6 +177,14 @@ def encode_project(overview: ProjectOverview) -> Json:
         "last_event_at": _moment(project.event_at),
         "last_predict_at": _moment(project.predict_at),
         "last_sync_at": _moment(project.synced_at),
+    }
+
+
+def encode_pretrained(version: PretrainedVersion) -> Json:
+    """Return, as the API shows it, by which of its categories the pretrained network knows which class."""
+    return {
+        "version": version.name,
+        "classes": dict(zip(version.class_names, map(list, version.categories), strict=True)),
     }
 
 

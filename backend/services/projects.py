@@ -19,6 +19,7 @@ from backend.domain import (
 )
 from backend.errors import Conflict, NotFound
 from backend.ports import ArtifactStore, Clock, Database, Stores
+from backend.pretrained import PretrainedVersion, pretrained_version
 from backend.promotion import version_key
 from model.checkpoint import CorruptCheckpoint, load_version_report
 from model.reports import VersionReport
@@ -26,7 +27,10 @@ from model.reports import VersionReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectOverview:
-    """A project with the state of its labels, its active version and its jobs."""
+    """A project with the state of its labels, its active version and its jobs.
+
+    ``pretrained`` is what suggests labels before the first version, if anything does.
+    """
 
     project: Project
     n_tasks: int
@@ -34,6 +38,7 @@ class ProjectOverview:
     n_embedded: int
     n_unreadable: int
     active: ModelVersion | None
+    pretrained: PretrainedVersion | None
     queued: tuple[JobKind, ...]
     running: tuple[JobKind, ...]
     decision: TrainingDecision
@@ -151,6 +156,7 @@ class Projects:
     def _overview(self, stores: Stores, project: Project) -> ProjectOverview:
         labels = agreed_labels(stores.annotations.all(project.id), project.schema) if project.schema else {}
         versions = stores.versions.all(project.id)
+        active = stores.versions.active(project.id)
         jobs = stores.jobs.all(project.id)
         n_embedded = stores.tasks.count_embedded(project.id, project.backbone_digest)
         counts = LabelCounts(
@@ -169,7 +175,8 @@ class Projects:
             n_labels=len(labels),
             n_embedded=n_embedded,
             n_unreadable=len(stores.tasks.problems(project.id, limit=1000)),
-            active=stores.versions.active(project.id),
+            active=active,
+            pretrained=None if active else pretrained_version(stores, project),
             queued=tuple(job.kind for job in jobs if job.status is JobStatus.QUEUED),
             running=tuple(job.kind for job in jobs if job.status is JobStatus.RUNNING),
             decision=decision,

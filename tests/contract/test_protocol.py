@@ -328,6 +328,24 @@ def test_training_as_older_versions_ask_for_it(tandem: Tandem) -> None:
     assert tandem.client.post("/job_status", json={"job": "RQ-7"}).status_code == 404
 
 
+def test_before_the_first_version_setup_and_predict_name_the_same_one(tandem: Tandem) -> None:
+    asked = PredictRequest.parse(bytes_of("predict_next_task"))
+    assert asked.project.label_config is not None
+    assert asked.project.label_config.schema is not None
+    first, second, *_ = asked.project.label_config.schema.class_names
+    tandem.embedder.categories = (first, second, "something else")
+    project = tandem.know(asked.project, *(AnnotatedTask(task=task) for task in asked.tasks))
+    tandem.container.embedding.run(project.id, Reports())
+    name = tandem.replay("setup_on_add")["model_version"]
+    (result,) = tandem.replay("predict_next_task")["results"]
+    assert re.fullmatch(rf"p{project.id}-v0-pretrained-[0-9a-f]{{8}}", name)
+    assert result["model_version"] == name
+    assert tandem.client.get(f"/api/projects/{project.id}").get_json()["pretrained"] == {
+        "version": name,
+        "classes": {first: [first], second: [second]},
+    }
+
+
 class TestApi:
     @pytest.fixture
     def learned(self, tandem: Tandem) -> Tandem:

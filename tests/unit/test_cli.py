@@ -84,6 +84,14 @@ class TestStatus:
         assert "Pets" in text
         assert model_dir.active.name in text
 
+    def test_before_the_first_version_it_tells_what_is_known_by_name(self, model_dir: World) -> None:
+        model_dir.embedder.categories = ("cat", "Dog", "fly")
+        model_dir.embed()
+        assert run_json("status")[0]["pretrained"]["classes"] == {"cat": ["cat"], "dog": ["Dog"]}
+        assert "cat: cat; dog: Dog" in run_text("status")
+        model_dir.learn(pets(12))
+        assert run_json("status")[0]["pretrained"] is None
+
     def test_titles_may_hold_anything(self, model_dir: World) -> None:
         model_dir.ingestion.setup(replace(model_dir.snapshot, title="Cats [/bold] [red]"))
         assert "Cats [/bold] [red]" in run_text("status")

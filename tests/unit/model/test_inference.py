@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from model.head import Head
-from model.inference import Predictor, Suggested
+from model.inference import Predictor, Suggested, suggest_known
 from model.logits import calibrated
 
 
@@ -81,6 +81,14 @@ def test_several_classes_are_those_over_their_threshold_and_the_score_is_of_the_
         assert each.class_names == tuple(expected)
         score = (ant if ant >= 0.5 else 1 - ant) * (bee if bee >= 0.1 else 1 - bee)
         assert each.score == pytest.approx(score, rel=1e-4)
+
+
+def test_a_class_known_by_name_is_suggested_where_no_other_category_is_likelier() -> None:
+    of_groups = np.array([[0.3, 0.2, 0.25], [0.2, 0.3, 0.31], [0.1, 0.0, 0.1], [0.0, 0.04, 0.01]], np.float32)
+    suggested = suggest_known(of_groups, ("ant", "bee"))
+    assert [each.class_names for each in suggested] == [("ant",), (), (), ("bee",)]
+    assert [each.score for each in suggested] == pytest.approx([0.3, 0.3, 0.1, 0.04])
+    assert suggest_known(of_groups[:0], ("ant", "bee")) == []
 
 
 def test_no_row_gives_no_suggestion() -> None:
