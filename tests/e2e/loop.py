@@ -88,8 +88,8 @@ class Annotator:
         assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
 
-    def make_project(self) -> None:
-        body = {"title": "Colours", "label_config": LABEL_CONFIG, "sampling": "Uncertainty sampling"}
+    def make_project(self, sampling: str = "Uncertainty sampling") -> None:
+        body = {"title": "Colours", "label_config": LABEL_CONFIG, "sampling": sampling}
         self.project_id = self.call("POST", "/api/projects/", json=body)["id"]
 
     def upload(self, first: int, last: int) -> None:
@@ -109,6 +109,9 @@ class Annotator:
         value = {"choices": [class_name or self.truth[task_id]]}
         region = {"from_name": "colour", "to_name": "image", "type": "choices", "value": value}
         return self.call("POST", f"/api/tasks/{task_id}/annotations/", json={"result": [region]})["id"]
+
+    def skip(self, task_id: int) -> None:
+        self.call("POST", f"/api/tasks/{task_id}/annotations/", json={"result": [], "was_cancelled": True})
 
     def next_task(self) -> dict[str, Any]:
         return self.call("GET", f"/api/projects/{self.project_id}/next")
