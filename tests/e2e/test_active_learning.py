@@ -113,7 +113,7 @@ def test_a_wrong_label_is_shown_for_checking(tandem: Tandem, annotator: Annotato
 
 
 @pytest.fixture
-def page(label_studio: LocalLabelStudio, annotator: Annotator) -> Iterator[Any]:
+def page(label_studio: LocalLabelStudio) -> Iterator[Any]:
     """The Data Manager in a headless Chromium, the annotator logged in."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here: on Debian, apt install chromium")
