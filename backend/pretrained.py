@@ -54,7 +54,7 @@ def pretrained_version(stores: Stores, project: Project) -> PretrainedVersion | 
     """Return what suggests labels for a project without a version of its own, if at least two classes are known.
 
     Classes need not all be known: an image of another one is mostly like no known one either, and gets no suggestion
-    (``services.prediction``). There is none where an image may have several classes: a softmax tells which category an
+    (``model.inference``). There is none where an image may have several classes: a softmax tells which category an
     image shows most of, not which ones besides, and no threshold on it would be more than a guess.
     """
     schema, digest = project.schema, project.backbone_digest
