@@ -15,10 +15,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import ConfigurationError
 
 MIB = 2**20
+SECRETS_DIR = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
-    """Settings, each read from the environment variable of the same name in capitals."""
+    """Settings, each read from the environment variable of the same name in capitals.
+
+    What the environment does not say may stand in a file of that name in ``/run/secrets``, in capitals or not.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -142,13 +146,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the environment, with overrides for what a command line option gives.
+    """Read the environment and the files of secrets, with overrides for what a command line option gives.
 
     Raises:
         ConfigurationError: naming everything that is wrong at once.
     """
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks each value
+        return Settings(_secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None, **overrides)  # type: ignore[arg-type]  # pydantic checks each value
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_input=False, include_url=False):
