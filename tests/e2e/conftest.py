@@ -1,8 +1,9 @@
-"""A real Tandem and a real Label Studio for each module, which tells one story."""
+"""A real Tandem and a real Label Studio for each module, which tells one story: of this machine, or in containers."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,29 @@ import pytest
 
 from backend.background_process import free_port
 from backend.local_label_studio import LocalLabelStudio
-from tests.e2e.loop import Tandem, is_healthy, wait_for
+from tests.e2e.composition import ComposedLabelStudio, ComposedTandem, Composition
+from tests.e2e.loop import LocalTandem, Tandem, is_healthy, wait_for
+
+WEBHOOK_SECRET = "a secret of the tests"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--composition", help="the compose command that started what is tested: docker compose -p name")
+
+
+@pytest.fixture(scope="session")
+def composition(request: pytest.FixtureRequest) -> Composition | None:
+    command = request.config.getoption("--composition", default=None)
+    return Composition(command=tuple(shlex.split(command))) if command else None
+
+
+@pytest.fixture(scope="session")
+def label_studio(
+    request: pytest.FixtureRequest, composition: Composition | None
+) -> LocalLabelStudio | ComposedLabelStudio:
+    if composition:
+        return ComposedLabelStudio(composition)
+    return request.getfixturevalue("label_studio")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +46,15 @@ def settings() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tandem(
-    label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]
+    label_studio: LocalLabelStudio | ComposedLabelStudio,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: dict[str, str],
 ) -> Iterator[Tandem]:
+    if isinstance(label_studio, ComposedLabelStudio):
+        if settings:
+            pytest.skip("the settings of what runs in containers are given")
+        yield composed_tandem(label_studio.composition)
+        return
     model_dir = tmp_path_factory.mktemp("tandem")
     url = f"http://127.0.0.1:{free_port()}"
     environment = os.environ | {  # noqa: TID251 - handed on to a child
@@ -36,14 +66,14 @@ def tandem(
         "MODEL_DIR": str(model_dir),
         "BACKBONE": "shufflenet_v2_x0_5",
         "WEIGHTS": "none",
-        "WEBHOOK_SECRET": "a secret of the tests",
+        "WEBHOOK_SECRET": WEBHOOK_SECRET,
         "TRAIN_QUIET_S": "0.5",
         "TRAIN_MAX_WAIT_S": "3",
     }
     environment |= settings
     log = (model_dir / "tandem.log").open("wb")
     process = subprocess.Popen([sys.executable, "-m", "backend", "serve"], env=environment, stderr=log)
-    running = Tandem(url=url, model_dir=model_dir, process=process)
+    running = LocalTandem(url=url, public_url=url, webhook_secret=WEBHOOK_SECRET, process=process)
     with log, process:
         try:
             wait_for(lambda: is_healthy(url), "Tandem's web server is up")
@@ -52,3 +82,12 @@ def tandem(
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             sys.stderr.write((model_dir / "tandem.log").read_text()[-20_000:])
+
+
+def composed_tandem(composition: Composition) -> ComposedTandem:
+    return ComposedTandem(
+        url=composition.url("tandem", 9090),
+        public_url="http://tandem.internal:9090",
+        webhook_secret=composition.secret("webhook_secret"),
+        composition=composition,
+    )

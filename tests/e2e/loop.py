@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -47,11 +49,11 @@ def picture(class_name: str, number: int) -> bytes:
 
 @dataclass
 class Tandem:
-    """A running `tandem serve`."""
+    """A running Tandem; Label Studio reaches it at `public_url`."""
 
     url: str
-    model_dir: Path
-    process: subprocess.Popen[bytes]
+    public_url: str
+    webhook_secret: str
 
     def get(self, path: str) -> Any:
         answer = requests.get(self.url + path, timeout=10)
@@ -61,16 +63,32 @@ class Tandem:
     def project(self, project_id: int) -> dict[str, Any]:
         return self.get(f"/api/projects/{project_id}")
 
-    def children(self, word: str) -> list[int]:
-        """Ids of the processes below this one whose command line holds a word."""
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        raise NotImplementedError
+
+    def kill(self, process_id: int) -> None:
+        """Let a worker end without a chance to do anything more."""
+        raise NotImplementedError
+
+
+@dataclass
+class LocalTandem(Tandem):
+    """`tandem serve` on this machine."""
+
+    process: subprocess.Popen[bytes]
+
+    def workers(self) -> list[int]:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if parent == self.process.pid and word in line:
+                if parent == self.process.pid and b"worker\0--no-embedder" in (folder / "cmdline").read_bytes():
                     found.append(int(folder.name))
         return found
+
+    def kill(self, process_id: int) -> None:
+        os.kill(process_id, signal.SIGKILL)
 
 
 @dataclass
