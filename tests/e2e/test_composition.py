@@ -1,0 +1,179 @@
+"""What docker-compose.yml promises beside the loop, on the containers that `make image-test` starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import requests
+
+from tests.e2e.composition import ComposedLabelStudio, ComposedTandem, Composition
+from tests.e2e.loop import Annotator, Tandem, is_healthy, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+
+STATUS = """
+import os
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+try:
+    open("/opt/written", "w")
+    written = True
+except OSError:
+    written = False
+print(status["Uid"].split()[0], int(status["CapEff"], 16), status["NoNewPrivs"].strip(), written)
+"""
+STOP_LIMIT_S = 40
+
+
+@pytest.fixture(scope="module")
+def containers(composition: Composition | None) -> Composition:
+    if composition is None:
+        pytest.skip("no running composition was named: make image-test starts one")
+    return composition
+
+
+@pytest.fixture(scope="module")
+def annotator(containers: Composition, tandem: Tandem) -> Annotator:
+    label_studio = ComposedLabelStudio(containers)
+    user = Annotator(url=label_studio.url, token=label_studio.token)
+    user.make_project()
+    user.upload(0, 18)
+    user.call("POST", "/api/ml", json={"project": user.project_id, "url": tandem.public_url, "title": "Tandem"})
+    for task in user.unlabelled()[:6]:
+        user.label(task)
+    wait_for(lambda: learned(tandem, user, 6), "a version that knows six labels")
+    return user
+
+
+@pytest.mark.parametrize("service", ["tandem", "worker"])
+def test_tandem_has_no_privileges_and_writes_nowhere_else(containers: Composition, service: str) -> None:
+    assert containers.python(service, STATUS).split() == ["10001", "0", "1", "False"]
+
+
+@pytest.mark.parametrize("service", ["database", "label-studio", "tandem", "worker"])
+def test_memory_and_logs_are_limited(containers: Composition, service: str) -> None:
+    host = containers.inspect(service)["HostConfig"]
+
+    assert host["Memory"] > 0
+    assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5"}
+
+
+def test_each_service_sees_its_own_secrets_only(containers: Composition) -> None:
+    seen = {
+        service: set(containers.run("exec", "-T", service, "ls", "/run/secrets").split())
+        for service in ("database", "label-studio", "tandem", "worker")
+    }
+
+    assert seen["label-studio"] == {"label-studio.env"}
+    assert (
+        seen["tandem"]
+        == seen["worker"]
+        == {"aws_credentials", "database_url", "label_studio_api_key", "webhook_secret"}
+    )
+    assert seen["database"] == {"postgres_password", "label_studio_database_password", "tandem_database_password"}
+
+
+def test_no_secret_is_in_the_environment_or_in_a_log(containers: Composition) -> None:
+    secrets = [containers.secret(name) for name in ("label_studio_token", "webhook_secret", "tandem_database_password")]
+
+    everything = containers.run("logs", "tandem", "worker", "bootstrap")
+    everything += json.dumps(
+        [containers.inspect(service) for service in ("database", "label-studio", "tandem", "worker")]
+    )
+
+    assert len(set(secrets)) == len(secrets)
+    assert not [secret for secret in secrets if secret in everything]
+
+
+def test_bootstrap_keeps_what_there_is(containers: Composition) -> None:
+    before = containers.secret("label_studio_token")
+
+    containers.run("run", "--rm", "-T", "bootstrap")
+
+    assert containers.secret("label_studio_token") == before
+    assert len(before) == 40
+
+
+def test_both_keep_their_state_in_postgresql_apart(containers: Composition, annotator: Annotator) -> None:
+    query = f"SELECT count(*) FROM annotation WHERE project_id = {annotator.project_id}"
+    assert int(containers.sql("tandem", query)) == 6
+    assert (
+        int(containers.sql("label_studio", f"SELECT count(*) FROM task WHERE project_id = {annotator.project_id}"))
+        == 18
+    )
+    for user, database in (("tandem", "label_studio"), ("label_studio", "tandem")):
+        allowed = f"SELECT has_database_privilege('{user}', '{database}', 'CONNECT')"
+        assert containers.sql("postgres", allowed) == "f"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080", "http://localhost:8080", "http://169.254.169.254/", "http://0.0.0.0:8080"]
+)
+def test_label_studio_still_refuses_loopback_and_metadata_addresses(annotator: Annotator, url: str) -> None:
+    body = {"project": annotator.project_id, "url": url, "title": "forbidden"}
+    answer = requests.post(
+        f"{annotator.url}/api/ml", json=body, headers={"Authorization": f"Token {annotator.token}"}, timeout=60
+    )
+
+    assert answer.status_code in (400, 403)
+    assert "reserved network address" in answer.text
+
+
+def test_a_database_that_restarts_is_no_end(containers: Composition, tandem: Tandem, annotator: Annotator) -> None:
+    containers.run("restart", "database")
+    wait_for(lambda: is_answering(annotator), "Label Studio is back")
+
+    annotator.label(annotator.unlabelled()[0])
+
+    wait_for(lambda: learned(tandem, annotator, 7), "a version that knows the label made after the restart")
+
+
+def test_a_worker_that_was_stopped_finds_what_it_missed(
+    containers: Composition, tandem: Tandem, annotator: Annotator
+) -> None:
+    containers.run("stop", "--timeout", str(STOP_LIMIT_S), "worker")
+    assert containers.inspect("worker")["State"]["ExitCode"] == 0
+    annotator.label(annotator.unlabelled()[0])
+
+    containers.run("start", "worker")
+
+    wait_for(lambda: learned(tandem, annotator, 8), "a version that knows the label made without a worker")
+
+
+def test_containers_made_anew_know_everything(containers: Composition, tandem: Tandem, annotator: Annotator) -> None:
+    before = tandem.get(f"/api/projects/{annotator.project_id}/versions")
+
+    containers.run("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "tandem", "worker")
+    assert isinstance(tandem, ComposedTandem)
+    tandem.url = containers.url("tandem", 9090)
+    wait_for(lambda: is_healthy(tandem.url), "Tandem's web server is up")
+
+    assert tandem.get(f"/api/projects/{annotator.project_id}/versions") == before
+    annotator.label(annotator.unlabelled()[0])
+    wait_for(lambda: learned(tandem, annotator, 9), "a version that knows one more label")
+
+
+def test_prometheus_watches_tandem_and_knows_the_alerts(containers: Composition) -> None:
+    if not containers.has("prometheus"):
+        pytest.skip("the composition runs without the profile monitoring")
+    url = containers.url("prometheus", 9090)
+
+    def targets() -> list[str]:
+        active = requests.get(f"{url}/api/v1/targets", timeout=10).json()["data"]["activeTargets"]
+        return [target["health"] for target in active if target["labels"]["job"] == "tandem"]
+
+    wait_for(lambda: targets() == ["up"], "Prometheus reads Tandem's metrics")
+    rules = requests.get(f"{url}/api/v1/rules", timeout=10).json()["data"]["groups"]
+    assert [rule["health"] for group in rules for rule in group["rules"]]
+    assert all(rule["health"] != "err" for group in rules for rule in group["rules"])
+
+
+def is_answering(annotator: Annotator) -> bool:
+    return requests.get(f"{annotator.url}/api/version", timeout=10).ok
+
+
+def learned(tandem: Tandem, annotator: Annotator, n_labels: int) -> bool:
+    """Whether a version, be it good enough or not, learned from so many labels, and nothing is left to do."""
+    jobs = tandem.project(annotator.project_id)["jobs"]
+    versions = tandem.get(f"/api/projects/{annotator.project_id}/versions")
+    return versions[:1] != [] and versions[0]["n_labels"] == n_labels and not jobs["queued"] and not jobs["running"]
