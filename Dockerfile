@@ -42,7 +42,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 # hadolint ignore=DL3006
 FROM ${VARIANT}-packages AS packages
 # headers, tests and tools of torch, which nothing needs at run time
-RUN torch=$(echo "${VIRTUAL_ENV}"/lib/python*/site-packages/torch) && rm -r "${torch}/include" "${torch}/test" \
+RUN torch=$(echo "${VIRTUAL_ENV}"/lib/python*/site-packages/torch) && rm -rf "${torch}/include" "${torch}/test" \
     && find "${torch}/bin" -type f ! -name torch_shm_manager -delete && python -c "import torch, torchvision"
 
 

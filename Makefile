@@ -8,8 +8,9 @@ UV := .tools/bin/uv
 TOOLS_READY := .tools/ready-$(UV_VERSION)
 READY := .venv/ready
 IN_VENV := . .venv/bin/activate &&
+COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || command -v docker-compose)
 
-.PHONY: help setup demo demo-stop run check test clean
+.PHONY: help setup demo demo-stop run check test image-test clean
 
 help:  ## show these targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -32,10 +33,15 @@ check: $(READY)  ## lint, format, types, layers, Dockerfile and compose file
 	$(IN_VENV) mypy
 	$(IN_VENV) lint-imports
 	$(IN_VENV) hadolint Dockerfile
-	$(IN_VENV) yamllint --strict docker-compose.yml
+	$(IN_VENV) yamllint --strict docker-compose.yml docker-compose.gpu.yml deploy
+	$(if $(COMPOSE),$(COMPOSE) -f docker-compose.yml -f docker-compose.gpu.yml --profile monitoring --profile storage \
+		config --quiet,@echo "no docker compose here: what it makes of docker-compose.yml is not checked")
 
 test: $(READY)  ## every test that this machine can run; the first run also installs a Label Studio
 	$(IN_VENV) pytest
+
+image-test: $(READY)  ## build the image, start docker-compose.yml with it and run the end-to-end tests against that
+	@scripts/image-test
 
 clean:  ## remove environments and caches; what Tandem and the demo stored stays
 	rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
