@@ -16,6 +16,7 @@ from backend.errors import (
     LabelStudioError,
     LabelStudioUnavailable,
     NotFound,
+    Overloaded,
     StoreUnavailable,
     TandemError,
 )
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 MAX_REQUEST_BYTES = 256 * 2**20
 OPEN_PATHS = {"/", "/health"}
+RETRY_AFTER_S = 2
 STATUS_OF = {
     InvalidRequest: 400,
     NotFound: 404,
@@ -36,6 +38,7 @@ STATUS_OF = {
     LabelStudioUnavailable: 503,
     LabelStudioError: 502,
     StoreUnavailable: 503,
+    Overloaded: 503,
     TandemError: 500,
 }
 """The status of each error; of several that fit, the first one listed counts."""
@@ -96,7 +99,10 @@ def answer_error(error: TandemError) -> Response:
     """Answer one of our own errors."""
     status = next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
     code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-    return _error(code, str(error), status, field=getattr(error, "field", None))
+    response = _error(code, str(error), status, field=getattr(error, "field", None))
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 def answer_http_error(error: HTTPException) -> Response:

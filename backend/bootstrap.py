@@ -17,6 +17,7 @@ from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.adapters.features import FeatureFiles
 from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
+from backend.admission import Admission
 from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.errors import ConfigurationError
 from backend.label_studio.client import LabelStudioClient
@@ -171,6 +172,11 @@ class Container:
         )
 
     @cached_property
+    def admission(self) -> Admission:
+        """How many requests for suggestions are taken on."""
+        return Admission(self.settings.threads)
+
+    @cached_property
     def training(self) -> Training:
         """Labels become versions; imported here, because the web process gets by without scikit-learn."""
         from backend.services.training import Training
@@ -262,7 +268,7 @@ class Container:
 
     def warm_up_serving(self) -> None:
         """Do once what every web process forked afterwards would else do for itself, and leave nothing open."""
-        _ = self.prediction
+        _ = self.prediction, self.admission
         with self.database.snapshot() as stores:
             stores.projects.all()
         self.database.close()

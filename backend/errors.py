@@ -18,6 +18,7 @@ TandemError
 │   └── ImageUnavailable          no answer in time: worth another try
 ├── StoreUnavailable              the database is locked, full or out of reach: worth another try
 ├── EmbedderUnavailable           the embedding process is not up (yet): worth another try
+├── Overloaded                    more requests at a time than are taken on: worth another try
 ├── CheckpointCorrupt             a stored version that is incomplete or was altered
 ├── TrainingImpossible            too few labels or classes; not a failure
 ├── JobCancelled                  somebody cancelled the running job
@@ -104,6 +105,10 @@ class StoreUnavailable(TandemError):
 
 class EmbedderUnavailable(TandemError):
     """The embedding process is not up (yet): worth another try."""
+
+
+class Overloaded(TandemError):
+    """More requests at a time than are taken on: worth another try."""
 
 
 class CheckpointCorrupt(TandemError):

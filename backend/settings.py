@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 - a server in a container
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on")
     workers: int = Field(1, ge=1, le=64, description="Web processes")
-    threads: int = Field(16, ge=1, le=256, description="Threads of each web process")
+    threads: int = Field(
+        16, ge=1, le=64, description="Requests for suggestions that each web process works on at a time"
+    )
     basic_auth_user: str | None = Field(
         None, description="User for Basic auth on everything but health; off without it"
     )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from backend.supervisor import Command
 
 
+MAX_CONNECTIONS = 600
+"""Of each web process: with its files and threads below 1024, a usual limit on open files."""
+
 commands = typer.Typer()
 
 
@@ -86,10 +89,14 @@ def _worker_command() -> Command:
 
 def web_arguments(settings: Settings) -> tuple[str, ...]:
     """Return the command line of the web server."""
+    from backend.admission import n_threads
+
     return (
         *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
         *("--bind", f"{settings.host}:{settings.port}"),
-        *("--workers", str(settings.workers), "--worker-class", "gthread", "--threads", str(settings.threads)),
+        *("--workers", str(settings.workers), "--worker-class", "gthread"),
+        *("--threads", str(n_threads(settings.threads))),
+        *("--worker-connections", str(MAX_CONNECTIONS), "--backlog", str(MAX_CONNECTIONS)),
         *("--timeout", "120", "--graceful-timeout", "20", "--keep-alive", "30"),
         # without it gunicorn opens a socket in the home folder, which may be read-only
         "--no-control-socket",

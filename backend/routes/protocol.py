@@ -43,7 +43,8 @@ def protocol_blueprint(container: Container) -> Blueprint:
     @routes.post("/predict")
     def predict() -> Json:
         asked = PredictRequest.parse(request.get_data())
-        answer = container.prediction.predict(asked.project, asked.tasks)
+        with container.admission.entered():
+            answer = container.prediction.predict(asked.project, asked.tasks)
         return encode_predict_response(answer.results, answer.schema)
 
     @routes.post("/webhook")
