@@ -1,8 +1,7 @@
-"""The web application: blueprints, who may come in, and which error is which HTTP status."""
+"""The web application: blueprints, and which error is which HTTP status."""
 
 from __future__ import annotations
 
-import hmac
 import re
 
 import structlog
@@ -12,29 +11,34 @@ from werkzeug.exceptions import HTTPException
 from backend.bootstrap import Container
 from backend.errors import (
     Conflict,
+    CrossSiteRequest,
     InvalidRequest,
     LabelStudioError,
     LabelStudioUnavailable,
     NotFound,
     Overloaded,
+    RateLimited,
     StoreUnavailable,
     TandemError,
+    Unauthorized,
 )
 from backend.logs import configure_logs
 from backend.processes import one_linear_algebra_thread
+from backend.routes.access import Access, add_headers
 from backend.routes.api import api_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
-MAX_REQUEST_BYTES = 256 * 2**20
-OPEN_PATHS = {"/", "/health"}
 RETRY_AFTER_S = 2
 STATUS_OF = {
     InvalidRequest: 400,
+    Unauthorized: 401,
+    CrossSiteRequest: 403,
     NotFound: 404,
     Conflict: 409,
+    RateLimited: 429,
     LabelStudioUnavailable: 503,
     LabelStudioError: 502,
     StoreUnavailable: 503,
@@ -51,11 +55,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     one_linear_algebra_thread()
     container = Container(settings)
     app = Flask("tandem")
-    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.register_blueprint(protocol_blueprint(container))
     app.register_blueprint(older_protocol_blueprint(container))
     app.register_blueprint(api_blueprint(container))
-    app.before_request(lambda: refuse_strangers(settings, container.webhook_secret))
+    app.before_request(Access(settings, container.webhook_secret).check)
+    app.after_request(add_headers)
     app.register_error_handler(TandemError, answer_error)
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_surprise)
@@ -63,43 +68,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def refuse_strangers(settings: Settings, webhook_secret: str | None) -> Response | None:
-    """Let in who has the Basic auth credentials, and webhooks that carry the secret.
-
-    Label Studio sends its webhook events without the Basic auth credentials of the backend, but with the headers
-    that are set on the webhook.
-    """
-    if request.path in OPEN_PATHS:
-        return None
-    if request.path == "/webhook" and webhook_secret:
-        if _same(request.headers.get("X-Webhook-Secret", ""), webhook_secret) or _has_credentials(settings):
-            return None
-        log.warning("webhook refused: X-Webhook-Secret is missing or wrong; reconciliation repairs the webhook")
-        return _error("unauthorized", "the header X-Webhook-Secret is missing or wrong", 401)
-    if not settings.basic_auth_user or _has_credentials(settings):
-        return None
-    response = _error("unauthorized", "Basic auth is missing or wrong", 401)
-    response.headers["WWW-Authenticate"] = 'Basic realm="Tandem"'
-    return response
-
-
-def _has_credentials(settings: Settings) -> bool:
-    given = request.authorization
-    if not settings.basic_auth_user or not settings.basic_auth_pass or given is None or given.type != "basic":
-        return False
-    same_user = _same(given.username or "", settings.basic_auth_user)
-    return _same(given.password or "", settings.basic_auth_pass.get_secret_value()) and same_user
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
-
-
 def answer_error(error: TandemError) -> Response:
     """Answer one of our own errors."""
     status = next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
     code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
     response = _error(code, str(error), status, field=getattr(error, "field", None))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Basic realm="Tandem"'
+    if isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(error.retry_after_s)
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response

@@ -3,6 +3,9 @@
 TandemError
 ├── ConfigurationError            a setting is missing, malformed or contradicts another
 ├── InvalidRequest                a caller sent something that cannot be understood
+├── Unauthorized                  the credentials are missing or wrong
+├── CrossSiteRequest              a page of another site made a browser send the request
+├── RateLimited                   a client sent too many requests of a kind
 ├── NotFound                      a project, version or job that does not exist
 ├── Conflict                      the request is understood but not possible in the present state
 ├── UnsupportedLabelConfig        a label config without a part that Tandem can learn
@@ -41,6 +44,22 @@ class InvalidRequest(TandemError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class Unauthorized(TandemError):
+    """The credentials are missing or wrong."""
+
+
+class CrossSiteRequest(TandemError):
+    """A page of another site made a browser send the request."""
+
+
+class RateLimited(TandemError):
+    """A client sent too many requests of a kind; ``retry_after_s`` says when to come again."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotFound(TandemError):

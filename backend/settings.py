@@ -51,6 +51,12 @@ class Settings(BaseSettings):
             "and kept in `MODEL_DIR`"
         ),
     )
+    rate_limit_per_minute: int = Field(
+        60_000,
+        gt=0,
+        description="Most requests a minute from one address to one web process",
+    )
+    max_request_bytes: int = Field(64 * MIB, gt=0, description="Largest request")
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
     artifacts_url: str | None = Field(None, description="Folder for versions, if not in `MODEL_DIR`")
     backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")

@@ -602,7 +602,8 @@ def leaves(kind: type[TandemError]) -> list[type[TandemError]]:
 
 @pytest.mark.parametrize("kind", leaves(TandemError))
 def test_every_error_has_a_status(tandem: Tandem, monkeypatch: pytest.MonkeyPatch, kind: type[TandemError]) -> None:
-    error = kind("no", status=400) if kind is backend.errors.LabelStudioRejected else kind("no")
+    more = {backend.errors.LabelStudioRejected: {"status": 400}, backend.errors.RateLimited: {"retry_after_s": 9}}
+    error = kind("no", **more.get(kind, {}))
 
     def fail() -> None:
         raise error
