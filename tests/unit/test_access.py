@@ -28,7 +28,7 @@ WRONG = basic("tandem", "guess")
 
 
 def make_client(tmp_path: Path, webhook_secret: str | None = None, **settings: object) -> FlaskClient:
-    app = Flask("tests")
+    app = Flask("guarded", root_path=str(tmp_path))
     for path in ("/health", "/webhook", "/predict", "/api/projects"):
         app.add_url_rule(path, path, lambda: "ok", methods=["GET", "POST"])
     app.before_request(Access(Settings(model_dir=tmp_path, **settings), webhook_secret).check)  # type: ignore[arg-type]
