@@ -11,12 +11,15 @@ import pytest
 
 from backend.local_label_studio import LocalLabelStudio
 from backend.settings import Settings
+from tests.postgresql import LocalPostgresql, NoPostgresql
 
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--postgresql-url", help="database that tests of the stores may empty, besides SQLite")
+    parser.addoption(
+        "--postgresql-url", help="database that tests of the stores may empty, instead of a server of their own"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,3 +55,24 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabe
     data_dir = tmp_path_factory.mktemp("label-studio")
     with LocalLabelStudio(data_dir, cache_dir=CACHE_DIR) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[LocalPostgresql]:
+    """A real PostgreSQL for the whole session; tests make databases of their own."""
+    try:
+        server = LocalPostgresql().__enter__()
+    except NoPostgresql as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(request: pytest.FixtureRequest) -> str:
+    """A PostgreSQL database that one test after the other may empty."""
+    given = request.config.getoption("--postgresql-url")
+    if given:
+        return str(given)
+    server: LocalPostgresql = request.getfixturevalue("postgresql_server")
+    return server.new_database()

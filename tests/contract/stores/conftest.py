@@ -1,4 +1,4 @@
-"""The databases that every test of the stores runs on: SQLite, and PostgreSQL with ``--postgresql-url``."""
+"""The databases that every test of the stores runs on: SQLite and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import sqlalchemy
 from backend.adapters.database import SqlDatabase
 from backend.adapters.database.tables import metadata
 from backend.domain import Project, ProjectIdentity
+from tests.postgresql import LocalPostgresql
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "database_kind" in metafunc.fixturenames:
-        with_postgresql = metafunc.config.getoption("--postgresql-url")
-        metafunc.parametrize("database_kind", ["sqlite", "postgresql"] if with_postgresql else ["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -27,19 +27,33 @@ def empty_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def migrated_postgresql_url(postgresql_url: str) -> str:
+    SqlDatabase(postgresql_url).migrate()
+    return postgresql_url
+
+
 @pytest.fixture
 def database_url(database_kind: str, empty_sqlite_file: Path, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     if database_kind == "sqlite":
         shutil.copy(empty_sqlite_file, tmp_path / "tandem.sqlite3")
         return f"sqlite:///{tmp_path / 'tandem.sqlite3'}"
-    url = request.config.getoption("--postgresql-url")
-    SqlDatabase(url).migrate()
+    url: str = request.getfixturevalue("migrated_postgresql_url")
     engine = sqlalchemy.create_engine(sqlalchemy.make_url(url).set(drivername="postgresql+psycopg"))
     with engine.begin() as connection:
         names = ", ".join(table.name for table in metadata.sorted_tables)
         connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
     engine.dispose()
-    return str(url)
+    return url
+
+
+@pytest.fixture
+def new_database_url(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A database without any table."""
+    if database_kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    server: LocalPostgresql = request.getfixturevalue("postgresql_server")
+    return server.new_database()
 
 
 @pytest.fixture

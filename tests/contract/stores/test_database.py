@@ -272,11 +272,11 @@ class TestMigrations:
             with database._engine.begin() as connection:
                 connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{migrations.HEAD_REVISION}'")
 
-    def test_several_at_once_migrate_a_new_database(self, sqlite_url: str) -> None:
+    def test_several_at_once_migrate_a_new_database(self, new_database_url: str) -> None:
         with ThreadPoolExecutor(6) as threads:
-            for done in [threads.submit(SqlDatabase(sqlite_url).migrate) for _ in range(6)]:
+            for done in [threads.submit(SqlDatabase(new_database_url).migrate) for _ in range(6)]:
                 done.result()
-        database = SqlDatabase(sqlite_url)
+        database = SqlDatabase(new_database_url)
         with database.snapshot() as stores:
             assert stores.projects.all() == []
         database.close()
