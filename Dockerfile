@@ -25,7 +25,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH_VERSIONS=""
 RUN --mount=type=cache,target=/root/.cache/uv \
     sed -nE 's/^name = "((cuda|nvidia)-.*|torch|torchvision|triton)"$/--no-emit-package=\1/p' uv.lock \
-        | xargs uv export --quiet --no-dev --no-emit-project --extra postgresql --extra s3 --extra openvino --output-file locked.txt; \
+        | xargs uv export --quiet --no-default-groups --no-emit-project --extra postgresql --extra s3 --extra openvino --output-file locked.txt; \
     echo "${TORCH_VERSIONS:-$(uv export --quiet --no-hashes | grep -E '^(torch|torchvision)==')}" | tr ' ' '\n' > torch.txt; \
     uv pip install --no-deps --default-index "${TORCH_INDEX}" --requirement torch.txt; \
     uv pip install --no-deps --require-hashes --requirement locked.txt; \
@@ -35,7 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 # Triton compiles kernels at run time, which Tandem never asks for, and is large.
 FROM build AS cuda-packages
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv export --quiet --no-dev --no-emit-project --extra postgresql --extra s3 --no-emit-package triton --output-file locked.txt; \
+    uv export --quiet --no-default-groups --no-emit-project --extra postgresql --extra s3 --no-emit-package triton --output-file locked.txt; \
     uv pip install --no-deps --require-hashes --requirement locked.txt
 
 

@@ -51,13 +51,14 @@ $(READY): $(TOOLS_READY) pyproject.toml uv.lock
 	@$(UV) sync --frozen --python .tools/bin/python || $(MAKE) --no-print-directory by-pip
 	@touch $@
 
-# Where only pip knows the package index, because its configuration names a mirror: the same locked versions.
+# Where only pip knows the package index, because its configuration names a mirror: the same locked versions. The list
+# is whole, and pip may not judge it: it knows nothing of the overrides in pyproject.toml.
 .PHONY: by-pip
 by-pip:
 	@echo "uv cannot get the files that uv.lock names: trying the package index that pip is configured for"
 	@$(UV) venv --quiet --clear --offline --python .tools/bin/python .venv
 	@$(UV) export --quiet --frozen --offline --no-emit-project --no-hashes --output-file .tools/requirements.txt
-	@.tools/bin/python -m pip --python .venv/bin/python install --quiet --requirement .tools/requirements.txt
+	@.tools/bin/python -m pip --python .venv/bin/python install --quiet --no-deps --requirement .tools/requirements.txt
 	@.tools/bin/python -m pip --python .venv/bin/python install --quiet --no-deps --editable .
 
 # Debian and Ubuntu ship python3 without ensurepip; there, pip of the system can fill the environment.
