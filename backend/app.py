@@ -26,6 +26,7 @@ from backend.logs import configure_logs
 from backend.processes import one_linear_algebra_thread
 from backend.routes.access import Access, add_headers
 from backend.routes.api import api_blueprint
+from backend.routes.openapi import openapi_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings, load_settings
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(protocol_blueprint(container))
     app.register_blueprint(older_protocol_blueprint(container))
     app.register_blueprint(api_blueprint(container))
+    app.register_blueprint(openapi_blueprint())
     app.before_request(Access(settings, container.webhook_secret).check)
     app.after_request(add_headers)
     app.register_error_handler(TandemError, answer_error)

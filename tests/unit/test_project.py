@@ -16,6 +16,7 @@ from typer.main import get_command
 from backend.cli import app as command_line
 from backend.label_studio_installation import REQUIREMENTS, VERSION
 from backend.routes.api import api_blueprint
+from backend.routes.openapi import openapi_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings
 
@@ -57,6 +58,7 @@ def test_readme_lists_every_endpoint() -> None:
     web = Flask("documented")
     no_container = cast("Any", None)
     web.register_blueprint(api_blueprint(no_container))
+    web.register_blueprint(openapi_blueprint())
     web.register_blueprint(protocol_blueprint(no_container))
     web.register_blueprint(older_protocol_blueprint(no_container))
     real = {
