@@ -17,6 +17,7 @@ from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.adapters.features import FeatureFiles
 from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
+from backend.adapters.shared_artifacts import SharedArtifacts, open_artifacts
 from backend.admission import Admission
 from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.errors import ConfigurationError
@@ -106,13 +107,13 @@ class Container:
         return self.client
 
     @cached_property
-    def artifacts(self) -> LocalArtifacts:
+    def artifacts(self) -> LocalArtifacts | SharedArtifacts:
         """Versions and fine-tuned backbones."""
-        if "://" in self.settings.resolved_artifacts_url:
-            raise ConfigurationError(
-                f"ARTIFACTS_URL={self.settings.resolved_artifacts_url!r}: only a local folder is supported so far"
-            )
-        return LocalArtifacts(Path(self.settings.resolved_artifacts_url))
+        return open_artifacts(
+            self.settings.resolved_artifacts_url,
+            self.settings.artifact_cache_folder,
+            max_cache_bytes=self.settings.artifact_cache_bytes,
+        )
 
     @cached_property
     def features(self) -> FeatureFiles:

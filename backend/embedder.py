@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 import structlog
 
-from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.durable import exclusive_lock
+from backend.adapters.shared_artifacts import open_artifacts
 from backend.logs import configure_logs
 from backend.processes import embedder_address, exit_with_parent, runtime_folder
 from backend.settings import load_settings
@@ -27,7 +26,12 @@ def main() -> None:
     with exclusive_lock(runtime_folder(settings.model_dir) / "embedder.lock"):
         from backend.embedding_server import EmbeddingServer
 
-        server = EmbeddingServer(settings, LocalArtifacts(Path(settings.resolved_artifacts_url)))
+        artifacts = open_artifacts(
+            settings.resolved_artifacts_url,
+            settings.artifact_cache_folder,
+            max_cache_bytes=settings.artifact_cache_bytes,
+        )
+        server = EmbeddingServer(settings, artifacts)
         log.info(
             "embedder ready",
             backbone=settings.backbone,

@@ -58,7 +58,16 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(64 * MIB, gt=0, description="Largest request")
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
-    artifacts_url: str | None = Field(None, description="Folder for versions, if not in `MODEL_DIR`")
+    artifacts_url: str | None = Field(
+        None,
+        description=(
+            "Where versions are, if not in `MODEL_DIR`: another folder; or a URL such as `s3://bucket/prefix`, where "
+            "features are kept as well"
+        ),
+    )
+    artifact_cache_bytes: int = Field(
+        4096 * MIB, gt=0, description="Room for copies of versions, where `ARTIFACTS_URL` is a URL"
+    )
     backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")
     weights: str = Field(
         "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
@@ -151,6 +160,11 @@ class Settings(BaseSettings):
     def resolved_artifacts_url(self) -> str:
         """The artifacts URL in use."""
         return self.artifacts_url or str(self.model_dir / "artifacts")
+
+    @property
+    def artifact_cache_folder(self) -> Path:
+        """Where copies of artifacts from a storage are."""
+        return self.model_dir / "artifact-cache"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -101,6 +101,7 @@ class Prediction:
         self._disclosure = disclosure
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
 
     def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
         """Return one suggestion, or the reason for none, per task and in the same order."""
@@ -208,14 +209,25 @@ class Prediction:
 
         Raises:
             CheckpointCorrupt: it is incomplete, was altered, or is gone.
+            StoreUnavailable: it is in a storage that does not answer.
         """
-        with self._lock:
-            predictor = self._predictors.pop(version.name, None)
-            if predictor is None:
-                predictor = self._load(version)
-                while len(self._predictors) >= N_LOADED_VERSIONS:
+        predictor = self._loaded(version)
+        if predictor is not None:
+            return predictor
+        # Loading may wait for a storage far away: whoever asks for another version goes on meanwhile.
+        with self._loading:
+            predictor = self._loaded(version) or self._load(version)
+            with self._lock:
+                self._predictors[version.name] = predictor
+                while len(self._predictors) > N_LOADED_VERSIONS:
                     self._predictors.popitem(last=False)
-            self._predictors[version.name] = predictor
+        return predictor
+
+    def _loaded(self, version: ModelVersion) -> Predictor | None:
+        with self._lock:
+            predictor = self._predictors.get(version.name)
+            if predictor is not None:
+                self._predictors.move_to_end(version.name)
             return predictor
 
     def _load(self, version: ModelVersion) -> Predictor:
