@@ -10,7 +10,7 @@ import structlog
 from backend.adapters.durable import exclusive_lock
 from backend.adapters.shared_artifacts import open_artifacts
 from backend.logs import configure_logs
-from backend.processes import embedder_address, exit_with_parent, runtime_folder
+from backend.processes import embedder_address, embedder_lock, exit_with_parent
 from backend.settings import load_settings
 
 log = structlog.get_logger()
@@ -23,7 +23,7 @@ def main() -> None:
     exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before
-    with exclusive_lock(runtime_folder(settings.model_dir) / "embedder.lock"):
+    with exclusive_lock(embedder_lock(settings.model_dir)):
         from backend.embedding_server import EmbeddingServer
 
         artifacts = open_artifacts(

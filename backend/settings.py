@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path("tandem-data"), description="All local state")
     host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 - a server in a container
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of its own for `/metrics`, open to whoever reaches it"
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that `METRICS_PORT` listens on")
     workers: int = Field(1, ge=1, le=64, description="Web processes")
     threads: int = Field(
         16, ge=1, le=64, description="Requests for suggestions that each web process works on at a time"
@@ -145,6 +149,8 @@ class Settings(BaseSettings):
     def _check_pairs(self) -> Self:
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
             raise ValueError("BASIC_AUTH_USER and BASIC_AUTH_PASS go together: set both or neither")
+        if self.metrics_port == self.port:
+            raise ValueError(f"METRICS_PORT={self.metrics_port} is PORT, too: choose another one")
         if self.label_studio_api_key and not self.label_studio_url:
             raise ValueError("LABEL_STUDIO_API_KEY without LABEL_STUDIO_URL: say where Label Studio is")
         if self.weights not in ("auto", "none") and not Path(self.weights).is_file():

@@ -43,10 +43,14 @@ N_LOADED_VERSIONS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One result per task asked for, in order, and the schema they are written in."""
+    """One result per task asked for, in order, and the schema they are written in.
+
+    ``n_unknown_images`` of the images had never been brought in before somebody asked now.
+    """
 
     schema: LabelSchema | None
     results: tuple[Suggestion | NoSuggestion, ...]
+    n_unknown_images: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,8 @@ class Prediction:
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():
             log.info("no suggestion", project=known.project.id, n_tasks=n_tasks, reason=reason)
-        return Answer(schema=known.project.schema, results=tuple(results))
+        n_unknown = sum(task.image_digest is None for task in known.tasks) if known.version else 0
+        return Answer(schema=known.project.schema, results=tuple(results), n_unknown_images=n_unknown)
 
     def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
         project, version, tasks = known.project, known.version, known.tasks

@@ -219,7 +219,7 @@ def test_prometheus_watches_tandem_and_knows_the_alerts(containers: Composition)
         active = requests.get(f"{url}/api/v1/targets", timeout=10).json()["data"]["activeTargets"]
         return [target["health"] for target in active if target["labels"]["job"] == "tandem"]
 
-    wait_for(lambda: targets() == ["up"], "Prometheus reads Tandem's metrics")
+    wait_for(lambda: targets() == ["up", "up"], "Prometheus reads Tandem's metrics")
     containers.run("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
     rules = requests.get(f"{url}/api/v1/rules", timeout=10).json()["data"]["groups"]
     assert [rule["health"] for group in rules for rule in group["rules"]]

@@ -131,7 +131,7 @@ def alert_rules() -> Iterator[dict[str, Any]]:
 def alerts_table() -> str:
     rows = ["| Alert | Severity | It says | What to do |", "|---|---|---|---|"]
     for rule in alert_rules():
-        summary = re.sub(r"\{\{ \$(?:labels\.)?(\w+) \}\}", r"*\1*", rule["annotations"]["summary"])
+        summary = re.sub(r"\{\{ \$(?:labels\.)?(\w+)(?: \| \w+)? \}\}", r"*\1*", rule["annotations"]["summary"])
         action = rule["annotations"]["action"]
         rows.append(f"| `{rule['alert']}` | {rule['labels']['severity']} | {summary} | {action} |")
     return "\n".join(rows)
