@@ -20,7 +20,7 @@ import requests
 from PIL import Image
 
 from backend.background_process import free_port
-from backend.cli import web_arguments
+from backend.commands.servers import web_arguments
 from backend.settings import Settings
 
 CLASS_NAMES = ("heath", "moor", "dune", "wood")

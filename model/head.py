@@ -100,7 +100,7 @@ def _rows_per_chunk(features: AnyFloats, block_sizes: tuple[int, ...]) -> int:
     """Return how many rows to work on at once, so that they stay in the processor's cache."""
     if features.ndim != 2 or features.shape[1] != sum(block_sizes):
         raise ValueError(f"features of shape {features.shape} are not rows of blocks of {block_sizes}")
-    return max(1, VALUES_PER_CHUNK // features.shape[1])
+    return max(1, min(len(features), VALUES_PER_CHUNK // features.shape[1]))
 
 
 def _blocks(block_sizes: tuple[int, ...]) -> list[slice]:

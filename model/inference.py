@@ -75,7 +75,8 @@ class Predictor:
         others; no class at all may be the suggestion. Where no allowed class is known the suggestion is empty
         with score 0.
         """
-        kept = [index for index, name in enumerate(self.class_names) if allowed is None or name in set(allowed)]
+        wanted = set(self.class_names if allowed is None else allowed)
+        kept = [index for index, name in enumerate(self.class_names) if name in wanted]
         if not kept:
             return [Suggested(class_names=(), score=0.0)] * len(features)
         names = [self.class_names[index] for index in kept]

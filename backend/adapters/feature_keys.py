@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
+FEW_KEYS = 16
+"""So many are found sooner one by one than together."""
 
 Keys = NDArray[np.uint8]
 """SHA-256 digests, shape (n_images, 32)."""
@@ -58,6 +60,8 @@ class KeyIndex:
 
     def find(self, wanted: Keys, keys: Keys) -> NDArray[np.int64]:
         """Return the row number of each wanted key, shape (n_wanted,), -1 where there is none."""
+        if len(wanted) <= FEW_KEYS:
+            return np.array([self._find_one(key, keys) for key in wanted], np.int64)
         row_numbers = np.full(len(wanted), -1, np.int64)
         prefixes = _prefixes(wanted)
         # In order, because then the search runs through memory in one direction.
@@ -78,6 +82,19 @@ class KeyIndex:
             for index in np.flatnonzero(row_numbers < 0):
                 row_numbers[index] = self._recent.get(wanted[index].tobytes(), -1)
         return row_numbers
+
+    def _find_one(self, wanted: NDArray[np.uint8], keys: Keys) -> int:
+        key = wanted.tobytes()
+        if key in self._recent:
+            return self._recent[key]
+        prefix = wanted.view(np.uint64)[0]
+        position = self._prefixes.searchsorted(prefix)
+        while position < len(self._prefixes) and self._prefixes[position] == prefix:
+            row_number = int(self._row_numbers[position])
+            if keys[row_number].tobytes() == key:
+                return row_number
+            position += 1
+        return -1
 
 
 def is_first(keys: Keys) -> NDArray[np.bool_]:

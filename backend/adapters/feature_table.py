@@ -44,18 +44,25 @@ class FeatureTable:
     def read(self, wanted: Keys) -> tuple[Features, NDArray[np.bool_]]:
         """Return the rows found, in the order asked, and which were found; shape (0, 0) where nothing is stored."""
         with self._lock:
-            rows = self._refresh()
-            if rows is None:
-                return np.empty((0, 0), np.float16), np.zeros(len(wanted), bool)
-            row_numbers, features = rows.find(wanted), rows.features
+            row_numbers = self._find(wanted)
+            features = np.empty((0, 0), np.float16) if self._rows is None else self._rows.features
         found = row_numbers >= 0
         return features[row_numbers[found]], found
+
+    def read_around(self, wanted: Keys, n_rows: int) -> tuple[Keys, Features]:
+        """Return keys and rows of up to that many images next to one, its own among them; none where it has none."""
+        with self._lock:
+            (row_number,) = self._find(wanted)
+            if self._rows is None or row_number < 0:
+                return np.empty((0, KEY_BYTES), np.uint8), np.empty((0, 0), np.float16)
+            keys, features = self._rows.keys, self._rows.features
+        start = row_number - row_number % n_rows
+        return keys[start : start + n_rows], features[start : start + n_rows]
 
     def holds(self, wanted: Keys) -> NDArray[np.bool_]:
         """Tell which of these images have a row, shape (n_wanted,)."""
         with self._lock:
-            rows = self._refresh()
-            return np.zeros(len(wanted), bool) if rows is None else rows.find(wanted) >= 0
+            return self._find(wanted) >= 0
 
     def count(self) -> int:
         """Return the number of rows."""
@@ -160,6 +167,19 @@ class FeatureTable:
             if path.suffix in (".f16", ".bin") and path not in spared:
                 path.unlink()
         sync_path(self._folder)
+
+    def _find(self, wanted: Keys) -> NDArray[np.int64]:
+        """Return the row numbers in ``self._rows``, -1 where there is none; the caller holds the thread lock.
+
+        Rows never change, so what others appended matters only where something is missing.
+        """
+        generation = self._current()
+        if generation and self._rows and self._rows.generation == generation:
+            row_numbers = self._rows.find(wanted)
+            if (row_numbers >= 0).all():
+                return row_numbers
+        rows = self._refresh()
+        return np.full(len(wanted), -1, np.int64) if rows is None else rows.find(wanted)
 
     def _refresh(self) -> MappedRows | None:
         """Return all rows there are now, whoever appended or compacted them; the caller holds the thread lock.

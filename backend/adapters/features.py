@@ -71,6 +71,20 @@ class FeatureFiles:
         """
         return self._table(backbone_digest).read(to_keys(image_digests))
 
+    def read_around(
+        self, backbone_digest: str, image_digest: str, n_rows: int
+    ) -> tuple[list[str], NDArray[np.float16]]:
+        """Return digests and rows, (n_found, n_features), of up to ``n_rows`` images stored next to one, and its own.
+
+        The same images for each of them. Nothing where the image has no row.
+
+        Raises:
+            ValueError: a malformed digest.
+            ConfigurationError: the files have another format.
+        """
+        keys, rows = self._table(backbone_digest).read_around(to_keys([image_digest]), n_rows)
+        return [key.tobytes().hex() for key in keys], rows
+
     def holds(self, backbone_digest: str, image_digests: Sequence[str]) -> NDArray[np.bool_]:
         """Tell which images have a row, (n_images,); what ``read`` would find, without reading it."""
         return self._table(backbone_digest).holds(to_keys(image_digests))

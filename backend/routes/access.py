@@ -17,7 +17,7 @@ from backend.settings import Settings
 
 log = structlog.get_logger()
 
-OPEN_PATHS = {"/", "/health", "/ready"}
+OPEN_PATHS = {"/", "/health"}
 FAILED_LOGINS = RateLimitItemPerMinute(10)
 CHANGES = RateLimitItemPerMinute(120)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -110,8 +110,7 @@ class Access:
 
 def add_headers(response: Response) -> Response:
     """Add what browsers should know about every answer."""
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+    response.headers.extend([(name, value) for name, value in HEADERS.items() if name not in response.headers])
     return response
 
 

@@ -129,6 +129,13 @@ class Embedding:
                 answers[index] = task.image_problem or "its image has no features" if row is None else row
         return answers
 
+    def features_around(self, digest: str, image_digest: str, n_images: int) -> tuple[list[str], NDArray[np.float16]]:
+        """Return digests and feature rows of up to ``n_images`` images that were embedded next to one, and its own.
+
+        Nothing where the image is not embedded.
+        """
+        return self._features.read_around(digest, image_digest, n_images)
+
     def _embed_page(self, project_id: int, tasks: Sequence[Task], digest: str) -> int:
         """Embed the images of tasks, but those only once that another task shows too; return how many have features."""
         found = self._look_up(digest, [task.image_digest for task in tasks])

@@ -29,6 +29,7 @@ from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, Ima
 from backend.ports import ArtifactStore, Clock, Database, Embedder, Stores
 from backend.pretrained import PretrainedVersion, Version, version_in_use
 from backend.promotion import version_key
+from backend.remembered import RememberedSuggestions
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, load_predictor
 from model.inference import Predictor, Suggested, suggest_known
@@ -39,18 +40,16 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 N_LOADED_VERSIONS = 16
+N_AHEAD = 64
+"""For so many images together a version takes little longer than for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One result per task asked for, in order, and the schema they are written in.
-
-    ``n_unknown_images`` of the images had never been brought in before somebody asked now.
-    """
+    """One result per task asked for, in order, and the schema they are written in."""
 
     schema: LabelSchema | None
     results: tuple[Suggestion | NoSuggestion, ...]
-    n_unknown_images: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +78,9 @@ class FeatureSource(Protocol):
     ) -> list[NDArray[np.float16] | str]:
         """Return for each task, with what is known of its image, its feature row, or the reason why there is none."""
 
+    def features_around(self, digest: str, image_digest: str, n_images: int) -> tuple[list[str], NDArray[np.float16]]:
+        """Return digests and feature rows of up to ``n_images`` images that were embedded next to one, and its own."""
+
 
 class Prediction:
     """Suggests labels with the active version of each project."""
@@ -103,9 +105,9 @@ class Prediction:
         self._scheduler = scheduler
         self._timeout_s = timeout_s
         self._disclosure = disclosure
+        self._remembered = RememberedSuggestions()
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
-        self._loading = threading.Lock()
 
     def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
         """Return one suggestion, or the reason for none, per task and in the same order."""
@@ -116,8 +118,7 @@ class Prediction:
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():
             log.info("no suggestion", project=known.project.id, n_tasks=n_tasks, reason=reason)
-        n_unknown = sum(task.image_digest is None for task in known.tasks) if known.version else 0
-        return Answer(schema=known.project.schema, results=tuple(results), n_unknown_images=n_unknown)
+        return Answer(schema=known.project.schema, results=tuple(results))
 
     def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
         project, version, tasks = known.project, known.version, known.tasks
@@ -126,12 +127,11 @@ class Prediction:
             problem = project.label_config.problem or "the project's label config is not known yet"
         elif version is None:
             problem = "there is no version yet: label some more images"
-        elif not set(project.schema.class_names) & set(version.class_names):
+        elif set(project.schema.class_names).isdisjoint(version.class_names):
             problem = f"{version.name} knows none of the classes in the label config: label some images with them"
         if problem is None and project.schema and version:
             try:
-                rows = self._features.features_of(project, tasks, version.backbone_digest, deadline_s)
-                return self.suggest(version, project.schema, tasks, rows)
+                return self._suggest_for_tasks(project, project.schema, version, tasks, deadline_s)
             except (EmbedderUnavailable, ImageUnavailable) as error:
                 problem = str(error)
             except CheckpointCorrupt as error:
@@ -160,7 +160,10 @@ class Prediction:
         features = iter(embedded.features)
         rows = [embedded.problems.get(index) or next(features) for index in range(len(paths))]
         tasks = [Task(id=index, image_url=None) for index in range(len(paths))]
-        return self._suggest(active, project.schema, tasks, rows)
+        return [
+            _result(active, task, suggested)
+            for task, suggested in zip(tasks, self._of_rows(active, project.schema, rows), strict=True)
+        ]
 
     def suggest(
         self,
@@ -169,38 +172,49 @@ class Prediction:
         tasks: Sequence[Task],
         rows: Sequence[NDArray[np.float16] | str],
     ) -> list[Suggestion | NoSuggestion]:
-        """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal.
+        """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal."""
+        return [
+            self._disclosed(version, task, suggested)
+            for task, suggested in zip(tasks, self._of_rows(version, schema, rows), strict=True)
+        ]
+
+    def _suggest_for_tasks(
+        self, project: Project, schema: LabelSchema, version: Version, tasks: Sequence[Task], deadline_s: float
+    ) -> list[Suggestion | NoSuggestion]:
+        """Return one suggestion per task from what is remembered of its image, else from its features."""
+        remembered = self._remembered.of(version, schema)
+        # An annotator asks for one task after the other.
+        if len(tasks) == 1 and tasks[0].image_digest and tasks[0].image_digest not in remembered:
+            digests, around = self._features.features_around(version.backbone_digest, tasks[0].image_digest, N_AHEAD)
+            if digests:
+                remembered.update(zip(digests, self._suggested(version, schema, around), strict=True))
+        found = [remembered.get(task.image_digest or "") for task in tasks]
+        others = [task for task, suggested in zip(tasks, found, strict=True) if suggested is None]
+        rows = self._features.features_of(project, others, version.backbone_digest, deadline_s) if others else []
+        of_others = iter(self._of_rows(version, schema, rows))
+        return [
+            self._disclosed(version, task, suggested or next(of_others))
+            for task, suggested in zip(tasks, found, strict=True)
+        ]
+
+    def _disclosed(self, version: Version, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
+        """Return what is suggested for a task.
 
         What annotators are not to see has no class, but its score: it still tells Label Studio what to ask first.
         """
         # Nobody has measured what is pretrained on this project's images.
         accuracy = version.metrics.accuracy if isinstance(version, ModelVersion) else 0.0
-        return [
-            replace(result, class_names=())
-            if isinstance(result, Suggestion) and not self._disclosure.shows(accuracy, task.image_url)
-            else result
-            for task, result in zip(tasks, self._suggest(version, schema, tasks, rows), strict=True)
-        ]
+        if isinstance(suggested, Suggested) and not self._disclosure.shows(accuracy, task.image_url):
+            suggested = replace(suggested, class_names=())
+        return _result(version, task, suggested)
 
-    def _suggest(
-        self,
-        version: Version,
-        schema: LabelSchema,
-        tasks: Sequence[Task],
-        rows: Sequence[NDArray[np.float16] | str],
-    ) -> list[Suggestion | NoSuggestion]:
+    def _of_rows(
+        self, version: Version, schema: LabelSchema, rows: Sequence[NDArray[np.float16] | str]
+    ) -> list[Suggested | str]:
+        """Return what a version suggests for each feature row; a row that is a reason stays that."""
         known = [row for row in rows if not isinstance(row, str)]
         suggested = iter(self._suggested(version, schema, np.stack(known)) if known else ())
-        results: list[Suggestion | NoSuggestion] = []
-        for task, row in zip(tasks, rows, strict=True):
-            if isinstance(row, str):
-                results.append(NoSuggestion(task_id=task.id, reason=row))
-                continue
-            best = next(suggested)
-            results.append(
-                Suggestion(task_id=task.id, class_names=best.class_names, score=best.score, version=version.name)
-            )
-        return results
+        return [row if isinstance(row, str) else next(suggested) for row in rows]
 
     def _suggested(self, version: Version, schema: LabelSchema, rows: NDArray[np.float16]) -> list[Suggested]:
         if isinstance(version, PretrainedVersion):
@@ -214,25 +228,14 @@ class Prediction:
 
         Raises:
             CheckpointCorrupt: it is incomplete, was altered, or is gone.
-            StoreUnavailable: it is in a storage that does not answer.
         """
-        predictor = self._loaded(version)
-        if predictor is not None:
-            return predictor
-        # Loading may wait for a storage far away: whoever asks for another version goes on meanwhile.
-        with self._loading:
-            predictor = self._loaded(version) or self._load(version)
-            with self._lock:
-                self._predictors[version.name] = predictor
-                while len(self._predictors) > N_LOADED_VERSIONS:
-                    self._predictors.popitem(last=False)
-        return predictor
-
-    def _loaded(self, version: ModelVersion) -> Predictor | None:
         with self._lock:
-            predictor = self._predictors.get(version.name)
-            if predictor is not None:
-                self._predictors.move_to_end(version.name)
+            predictor = self._predictors.pop(version.name, None)
+            if predictor is None:
+                predictor = self._load(version)
+                while len(self._predictors) >= N_LOADED_VERSIONS:
+                    self._predictors.popitem(last=False)
+            self._predictors[version.name] = predictor
             return predictor
 
     def _load(self, version: ModelVersion) -> Predictor:
@@ -261,6 +264,12 @@ class Prediction:
             if news and stores.tasks.upsert(project.id, news):
                 self._scheduler.soon(stores, project.id, JobKind.EMBED)
             return Known(project=told, version=version_in_use(stores, told), tasks=tasks)
+
+
+def _result(version: Version, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
+    if isinstance(suggested, str):
+        return NoSuggestion(task_id=task.id, reason=suggested)
+    return Suggestion(task_id=task.id, class_names=suggested.class_names, score=suggested.score, version=version.name)
 
 
 def _told(project: Project, question: Question) -> Project:

@@ -111,21 +111,6 @@ class SqlDatabase:
         with _unavailability_reported(self._reading), self._reading.begin() as connection:
             yield SqlStores(connection)
 
-    def check_schema(self) -> None:
-        """Make sure that the database can be read, and that its schema is the one that this code was written for.
-
-        Raises:
-            StoreUnavailable: it cannot be read.
-            ConfigurationError: its schema is another one.
-        """
-        with _unavailability_reported(self._reading), self._reading.connect() as connection:
-            revision = current_revision(connection)
-        if revision != HEAD_REVISION:
-            raise ConfigurationError(
-                f"its schema is at revision {revision!r}, this Tandem needs {HEAD_REVISION!r}: "
-                "another version of Tandem uses it; run the same one everywhere"
-            )
-
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
         self._engine.dispose()
@@ -163,7 +148,8 @@ def _create_sqlite_engine(url: str, *, foreign_keys: bool) -> Engine:
         # The driver must not begin transactions by itself: it begins deferred ones, which fail when two of them
         # that have read both go on to write.
         connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
-        max_overflow=-1,
+        # As many as there are threads, and all are kept: to open one takes longer than what it is opened for.
+        pool_size=0,
     )
 
     def connect(connection: sqlite3.Connection, _: object) -> None:
@@ -172,7 +158,10 @@ def _create_sqlite_engine(url: str, *, foreign_keys: bool) -> Engine:
 
     def begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
+        # Only where it changes: the driver has to prepare all its statements again afterwards.
+        if connection.info.get("read_only") != read_only:
+            connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
+            connection.info["read_only"] = read_only
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", connect)

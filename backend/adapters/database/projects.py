@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
+from backend.adapters.database.quick_query import QuickQuery
 from backend.adapters.database.tables import project_table
 from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
@@ -66,8 +67,7 @@ class SqlProjectStore:
             raise _unknown(project.id)
 
     def _with_same_id(self, identity: ProjectIdentity) -> list[Project]:
-        rows = self._connection.execute(_NEWEST_WITH_SAME_ID, {"label_studio_id": identity.label_studio_id})
-        return [_project(row) for row in rows]
+        return _NEWEST_WITH_SAME_ID.run(self._connection, {"label_studio_id": identity.label_studio_id})
 
     def _free_id(self, label_studio_id: int) -> int:
         taken = self._connection.scalar(select(project_table.c.id).where(project_table.c.id == label_studio_id))
@@ -75,14 +75,6 @@ class SqlProjectStore:
             return label_studio_id
         highest = self._connection.scalar(select(func.max(project_table.c.id))) or 0
         return max(FIRST_OWN_ID, highest + 1)
-
-
-# Every request for suggestions reads it: to put a statement together takes longer than to execute it.
-_NEWEST_WITH_SAME_ID = (
-    select(project_table)
-    .where(project_table.c.label_studio_id == bindparam("label_studio_id"))
-    .order_by(project_table.c.created_stamp.desc())
-)
 
 
 def _unknown(project_id: int) -> NotFound:
@@ -126,3 +118,12 @@ def _label_config(stored: dict[str, Any]) -> LabelConfig:
         synonyms = tuple(map(tuple, schema.get("synonyms", ())))
         schema = LabelSchema(**{**schema, "class_names": tuple(schema["class_names"]), "synonyms": synonyms})
     return LabelConfig(**{**stored, "schema": schema})
+
+
+_NEWEST_WITH_SAME_ID = QuickQuery(
+    select(project_table)
+    .where(project_table.c.label_studio_id == bindparam("label_studio_id"))
+    .order_by(project_table.c.created_stamp.desc()),
+    _project,
+    n_kept=256,
+)

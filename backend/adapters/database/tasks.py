@@ -7,9 +7,11 @@ changed them, and a reconciliation that finds everything as it was writes nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, or_, select, update
 
+from backend.adapters.database.quick_query import QuickQuery
 from backend.adapters.database.statements import AnyRow, chunks, replace
 from backend.adapters.database.tables import annotation_table, task_table
 from backend.domain import Task
@@ -74,11 +76,7 @@ class SqlTaskStore:
 
     def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
         """Return the known ones among these tasks, by id."""
-        found = [
-            _task(row)
-            for ids in chunks(task_ids)
-            for row in self._connection.execute(_WITH_IDS, {"project_id": project_id, "ids": ids})
-        ]
+        found = [task for ids in chunks(task_ids) for task in self._with_ids(project_id, ids)]
         return sorted(found, key=lambda each: each.id)
 
     def all(self, project_id: int) -> list[Task]:
@@ -158,13 +156,16 @@ class SqlTaskStore:
             0 if backbone_digest is None else self._count(project_id, task_table.c.backbone_digest == backbone_digest)
         )
 
-    def count_problems(self, project_id: int) -> int:
-        """Return the number of tasks whose image has a problem."""
-        return self._count(project_id, task_table.c.image_problem.is_not(None))
-
     def problems(self, project_id: int, limit: int) -> list[Task]:
         """Return up to ``limit`` tasks whose image has a problem, by id."""
         return self._select(project_id, task_table.c.image_problem.is_not(None), limit=limit)
+
+    def _with_ids(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
+        padded = list(task_ids)
+        # The last one again and again, so that there is a statement for each power of two, not for each number of ids.
+        padded += padded[-1:] * (_next_power_of_two(len(padded)) - len(padded))
+        parameters = {f"id_{number}": task_id for number, task_id in enumerate(padded)}
+        return _with_ids(len(padded)).run(self._connection, {"project_id": project_id, **parameters})
 
     def _select(self, project_id: int, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Task]:
         statement = (
@@ -192,9 +193,7 @@ _COLUMNS = (
     task_table.c.drawn_at_random,
 )
 
-# What requests for suggestions execute: to put a statement together takes longer than to execute it.
 _THESE = (task_table.c.project_id == bindparam("project_id"), task_table.c.id.in_(bindparam("ids", expanding=True)))
-_WITH_IDS = select(*_COLUMNS).where(*_THESE)
 _URLS_WITH_IDS = select(task_table.c.id, task_table.c.image_url).where(*_THESE)
 _RECORD_IMAGE = (
     update(task_table)
@@ -223,6 +222,17 @@ def _task(row: AnyRow) -> Task:
         pushed_version=pushed_version,
         drawn_at_random=drawn_at_random,
     )
+
+
+@cache
+def _with_ids(n_ids: int) -> QuickQuery[Task]:
+    ids: list[BindParameter[int]] = [bindparam(f"id_{number}") for number in range(n_ids)]
+    these = task_table.c.project_id == bindparam("project_id"), task_table.c.id.in_(ids)
+    return QuickQuery(select(*_COLUMNS).where(*these), _task, n_kept=0)
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _has_no_features(backbone_digest: str | None) -> ColumnElement[bool]:

@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, literal_column, select, update
 
+from backend.adapters.database.quick_query import QuickQuery
 from backend.adapters.database.tables import project_table, version_table
 from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
 from backend.errors import Conflict, NotFound
@@ -47,8 +48,7 @@ class SqlVersionStore:
 
     def active(self, project_id: int) -> ModelVersion | None:
         """Return the active version, if any."""
-        row = self._connection.execute(_ACTIVE, {"project_id": project_id}).one_or_none()
-        return None if row is None else _version(row)
+        return next(iter(_ACTIVE.run(self._connection, {"project_id": project_id})), None)
 
     def get(self, project_id: int, name: str) -> ModelVersion:
         """Return a version by name.
@@ -107,12 +107,6 @@ class SqlVersionStore:
         )
 
 
-# Every request for suggestions reads it: to put a statement together takes longer than to execute it.
-_ACTIVE = select(version_table).where(
-    version_table.c.project_id == bindparam("project_id"), version_table.c.status == VersionStatus.ACTIVE
-)
-
-
 def _columns(noun: ModelVersion) -> dict[str, Any]:
     return {
         "project_id": noun.project_id,
@@ -152,3 +146,13 @@ def _version(row: Row[Any]) -> ModelVersion:
         fingerprint=row.fingerprint,
         reason=row.reason,
     )
+
+
+_ACTIVE = QuickQuery(
+    select(version_table).where(
+        version_table.c.project_id == bindparam("project_id"),
+        version_table.c.status == literal_column(f"'{VersionStatus.ACTIVE}'"),
+    ),
+    _version,
+    n_kept=256,
+)

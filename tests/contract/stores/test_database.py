@@ -202,6 +202,27 @@ class TestFailures:
         with pytest.raises(StoreUnavailable, match="not a database"):
             SqlDatabase(f"sqlite:///{tmp_path / 'text'}").migrate()
 
+    def test_a_file_that_breaks_while_it_is_read(self, sqlite_url: str) -> None:
+        database = SqlDatabase(sqlite_url)
+        database.migrate()
+        path = Path(sqlalchemy.make_url(sqlite_url).database or "")
+        with database.snapshot() as stores:
+            assert stores.projects.find(ProjectIdentity(label_studio_id=5, created_stamp=1)) is None
+        database.close()
+        path.write_bytes(path.read_bytes()[:4096] + b"broken" * 10_000)
+        with pytest.raises(StoreUnavailable, match="malformed"), database.snapshot() as stores:
+            stores.projects.find(ProjectIdentity(label_studio_id=5, created_stamp=1))
+        database.close()
+
+    def test_a_query_of_ours_that_is_wrong_is_no_trouble_of_the_database(self, sqlite_url: str) -> None:
+        database = SqlDatabase(sqlite_url)
+        database.migrate()
+        with database.transaction() as stores:
+            stores.projects._connection.exec_driver_sql("DROP TABLE version")  # type: ignore[attr-defined]
+        with pytest.raises(sqlalchemy.exc.DBAPIError, match="no such table"), database.snapshot() as stores:
+            stores.versions.active(1)
+        database.close()
+
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable, match="unable to open database file"):
             SqlDatabase(f"sqlite:///{tmp_path / 'missing' / 'tandem.sqlite3'}").migrate()

@@ -85,6 +85,30 @@ def test_keys_with_equal_first_bytes_are_told_apart(tmp_path):
     np.testing.assert_array_equal(features, values[[4321, 0]])
 
 
+def test_rows_around_one_are_the_same_for_each_of_them(tmp_path):
+    reader, writer = FeatureFiles(tmp_path), FeatureFiles(tmp_path)
+    assert reader.read_around(BACKBONE, digests([0])[0], 4) == ([], pytest.approx(np.empty((0, 0))))
+    append(writer, range(10))
+    for number, expected in ((0, range(4)), (3, range(4)), (4, range(4, 8)), (9, range(8, 10))):
+        names, features = reader.read_around(BACKBONE, digests([number])[0], 4)
+        assert names == digests(expected)
+        np.testing.assert_array_equal(features, rows(expected))
+    assert reader.read_around(BACKBONE, digests([10])[0], 4)[0] == []
+    append(writer, [10])
+    assert reader.read_around(BACKBONE, digests([10])[0], 4)[0] == digests([8, 9, 10])
+
+
+@pytest.mark.parametrize("n_wanted", [1, 16, 17, 40])
+def test_few_and_many_are_found_alike_wherever_the_index_has_them(tmp_path, n_wanted):
+    store = FeatureFiles(tmp_path)
+    append(store, range(6000))
+    append(store, range(6000, 6100))
+    asked = [number * 151 % 6150 for number in range(n_wanted)]
+    features, found = store.read(BACKBONE, digests(asked))
+    assert found.tolist() == [number < 6100 for number in asked]
+    np.testing.assert_array_equal(features, rows([number for number in asked if number < 6100]))
+
+
 @pytest.mark.parametrize("block_sizes", [(4,), (5,), (3, 2)])
 def test_other_blocks_are_refused(tmp_path, block_sizes):
     store = FeatureFiles(tmp_path)

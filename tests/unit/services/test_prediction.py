@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from backend.adapters.database import SqlDatabase
+from backend.adapters.features import FeatureFiles
 from backend.domain import Disclosure, JobKind, LabelConfig, NoSuggestion, Suggestion, Task, TasksDeleted
-from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound, StoreUnavailable
+from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound
 from backend.promotion import version_key
 from backend.services.prediction import Answer
 from tests.factories import NOON, image_url, make_config, make_snapshot, make_task
@@ -59,6 +60,32 @@ class TestSuggestions:
         world.learn(pets(12))
         world.embedder.down = True
         assert reasons(world.predict(make_task(2), make_task(4))) == []
+
+    def test_with_one_image_those_stored_next_to_it_are_scored(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.learn(pets(12))
+        expected = world.predict(*(make_task(task_id, name) for task_id, name in pets(12).items())).results
+        world.prediction = world.new_prediction()
+        world.predict(make_task(2))
+        monkeypatch.delattr(FeatureFiles, "read")
+        monkeypatch.delattr(FeatureFiles, "read_around")
+        one_by_one = [world.predict(make_task(task_id, name)).results[0] for task_id, name in pets(12).items()]
+        for alone, together in zip(one_by_one, expected, strict=True):
+            assert isinstance(alone, Suggestion)
+            assert isinstance(together, Suggestion)
+            assert replace(alone, score=0) == replace(together, score=0)
+            assert alone.score == pytest.approx(together.score, rel=1e-5)
+
+    def test_what_was_scored_ahead_is_disclosed_for_each_image_by_itself(self, world: World) -> None:
+        world.learn(pets(40))
+        world.prediction = world.new_prediction(Disclosure(audit_share=0.3))
+        asked = [make_task(task_id, name) for task_id, name in pets(40).items()]
+        together = world.predict(*asked).results
+        one_by_one = [world.predict(task).results[0] for task in asked]
+        assert [isinstance(each, Suggestion) and each.class_names for each in one_by_one] == [
+            isinstance(each, Suggestion) and each.class_names for each in together
+        ]
 
     def test_an_image_never_seen_is_embedded_on_the_spot_and_kept(self, world: World) -> None:
         world.learn(pets(12))
@@ -210,39 +237,6 @@ class TestNoSuggestions:
         assert world.queued(JobKind.HEAD) is not None
         world.fit()
         assert reasons(world.predict(make_task(2))) == []
-
-
-class TestAStorageFarAway:
-    def test_who_asks_for_a_loaded_version_waits_for_no_other(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first = world.learn(pets(12))
-        loaded = world.prediction.predictor(first)
-        world.label({1: "cat"})
-        world.fit()
-        asked, answered = threading.Event(), threading.Event()
-
-        def fetch(_: str) -> Path:
-            asked.set()
-            assert answered.wait(30)
-            raise StoreUnavailable("the storage does not answer")
-
-        monkeypatch.setattr(world.artifacts, "fetch", fetch)
-        errors: list[StoreUnavailable] = []
-
-        def load() -> None:
-            try:
-                world.prediction.predictor(world.active)
-            except StoreUnavailable as error:
-                errors.append(error)
-
-        waiting = threading.Thread(target=load)
-        waiting.start()
-        assert asked.wait(30)
-        assert world.prediction.predictor(first) is loaded
-        answered.set()
-        waiting.join()
-        assert len(errors) == 1
 
 
 class TestFiles:
