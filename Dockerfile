@@ -41,9 +41,13 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # hadolint ignore=DL3006
 FROM ${VARIANT}-packages AS packages
-# headers, tests and tools of torch, which nothing needs at run time
-RUN torch=$(echo "${VIRTUAL_ENV}"/lib/python*/site-packages/torch) && rm -rf "${torch}/include" "${torch}/test" \
-    && find "${torch}/bin" -type f ! -name torch_shm_manager -delete && python -c "import torch, torchvision"
+# What nothing needs at run time: tests, headers, tools, and what OpenVINO has for other devices and file formats.
+RUN packages=$(echo "${VIRTUAL_ENV}"/lib/python*/site-packages) \
+    && find "${packages}" -type d \( -name tests -o -path '*/torch/include' -o -path '*/torch/test' \) -prune -exec rm -r {} + \
+    && find "${packages}/torch/bin" -type f ! -name torch_shm_manager -delete \
+    && find "${packages}" -path '*/openvino/libs/*' \( -name '*_[gn]pu_plugin.so' -o -name cache.json \
+        -o -name '*_frontend.so*' ! -name '*_pytorch_*' ! -name '*_ir_*' \) -delete \
+    && python -c "import scipy, sklearn, torch, torchvision"
 
 
 FROM packages AS application

@@ -6,8 +6,10 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.database import SqlDatabase
@@ -17,15 +19,20 @@ from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.adapters.features import FeatureFiles
 from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
+from backend.adapters.machines import LocalMachine, make_writable
+from backend.adapters.measured_images import MeasuredImages
+from backend.adapters.shared_artifacts import SharedArtifacts, open_artifacts
 from backend.admission import Admission
 from backend.domain import Disclosure, JobKind, TrainingPolicy
-from backend.errors import ConfigurationError
 from backend.label_studio.client import LabelStudioClient
-from backend.ports import Database, LabelStudioGateway, ReportProgress
+from backend.measurements import counts
+from backend.ports import Database, ImageSource, LabelStudioGateway, ReportProgress
 from backend.processes import embedder_address
+from backend.routes.metrics import DatabaseMetrics, MachineMetrics
 from backend.scheduling import Scheduler
 from backend.services.embedding import Embedding
 from backend.services.ingestion import Ingestion
+from backend.services.monitoring import Monitoring
 from backend.services.prediction import Prediction
 from backend.services.projects import Projects
 from backend.services.pushing import Pushing
@@ -106,13 +113,13 @@ class Container:
         return self.client
 
     @cached_property
-    def artifacts(self) -> LocalArtifacts:
+    def artifacts(self) -> LocalArtifacts | SharedArtifacts:
         """Versions and fine-tuned backbones."""
-        if "://" in self.settings.resolved_artifacts_url:
-            raise ConfigurationError(
-                f"ARTIFACTS_URL={self.settings.resolved_artifacts_url!r}: only a local folder is supported so far"
-            )
-        return LocalArtifacts(Path(self.settings.resolved_artifacts_url))
+        return open_artifacts(
+            self.settings.resolved_artifacts_url,
+            self.settings.artifact_cache_folder,
+            max_cache_bytes=self.settings.artifact_cache_bytes,
+        )
 
     @cached_property
     def features(self) -> FeatureFiles:
@@ -120,10 +127,10 @@ class Container:
         return FeatureFiles(self.settings.model_dir / "features")
 
     @cached_property
-    def images(self) -> ImageFetcher:
+    def images(self) -> ImageSource:
         """Images, through a bounded cache."""
         settings = self.settings
-        return ImageFetcher(
+        fetcher = ImageFetcher(
             ImageCache(settings.model_dir / "images", max_bytes=settings.image_cache_bytes),
             label_studio_url=settings.label_studio_url,
             authorization=self.client.authorization if self.client else None,
@@ -131,6 +138,7 @@ class Container:
             local_files_root=settings.local_files_root,
             max_image_bytes=settings.max_image_bytes,
         )
+        return MeasuredImages(fetcher)
 
     @cached_property
     def embedder(self) -> EmbedderClient:
@@ -255,6 +263,21 @@ class Container:
         return Review(self.database, self.artifacts)
 
     @cached_property
+    def monitoring(self) -> Monitoring:
+        """What operators watch."""
+        return Monitoring(self.database, LocalMachine(self.settings.model_dir), self.clock)
+
+    @cached_property
+    def web_metrics(self) -> CollectorRegistry:
+        """What Prometheus reads from the web process: the database, too."""
+        return _registry(counts(), MachineMetrics(self.monitoring), DatabaseMetrics(self.monitoring, self.projects))
+
+    @cached_property
+    def worker_metrics(self) -> CollectorRegistry:
+        """What Prometheus reads from a worker on its own: nothing that it reads from the web process already."""
+        return _registry(counts(), MachineMetrics(self.monitoring))
+
+    @cached_property
     def job_handlers(self) -> dict[JobKind, Callable[[int, ReportProgress], str]]:
         """What runs each kind of job."""
         return {
@@ -300,18 +323,8 @@ class Container:
         )
 
 
-def make_writable(folder: Path) -> None:
-    """Make the folder of all local state, or say who must.
-
-    Raises:
-        ConfigurationError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{secrets.token_hex(4)}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(
-            f"MODEL_DIR={str(folder)!r} cannot be written to ({error.strerror}): change its owner or set MODEL_DIR"
-        ) from error
+def _registry(*collectors: Collector) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    return registry

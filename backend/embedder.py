@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 import structlog
 
-from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.durable import exclusive_lock
+from backend.adapters.shared_artifacts import open_artifacts
 from backend.logs import configure_logs
-from backend.processes import embedder_address, exit_with_parent, runtime_folder
+from backend.processes import embedder_address, embedder_lock, exit_with_parent
 from backend.settings import load_settings
 
 log = structlog.get_logger()
@@ -24,10 +23,15 @@ def main() -> None:
     exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before
-    with exclusive_lock(runtime_folder(settings.model_dir) / "embedder.lock"):
+    with exclusive_lock(embedder_lock(settings.model_dir)):
         from backend.embedding_server import EmbeddingServer
 
-        server = EmbeddingServer(settings, LocalArtifacts(Path(settings.resolved_artifacts_url)))
+        artifacts = open_artifacts(
+            settings.resolved_artifacts_url,
+            settings.artifact_cache_folder,
+            max_cache_bytes=settings.artifact_cache_bytes,
+        )
+        server = EmbeddingServer(settings, artifacts)
         log.info(
             "embedder ready",
             backbone=settings.backbone,

@@ -21,9 +21,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.embedders import REQUESTS, ClassifyRequest, EmbedRequest, Reply, ReplyHeader
-from backend.errors import EmbedderUnavailable, NotFound
+from backend.errors import EmbedderUnavailable, NotFound, StoreUnavailable
+from backend.ports import ArtifactStore
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
 from model.features import Embedded, Engine, choose_device
@@ -47,7 +47,7 @@ class MicroBatch:
 class EmbeddingServer:
     """Embeds for whoever connects to the socket."""
 
-    def __init__(self, settings: Settings, artifacts: LocalArtifacts) -> None:
+    def __init__(self, settings: Settings, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
         self._max_pixels = settings.max_image_pixels
         self._device = choose_device(settings.device)
@@ -87,7 +87,7 @@ class EmbeddingServer:
                 return self._classify(request, features)
             digest = request.backbone_digest or self.base_digest
             return self._embed(request, digest, self._engine(digest))
-        except (NotFound, CorruptBackbone, EmbedderUnavailable) as error:
+        except (NotFound, CorruptBackbone, EmbedderUnavailable, StoreUnavailable) as error:
             header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
             return Reply(header=header, rows=np.empty((0, 0), dtype=np.float16))
 

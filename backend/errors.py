@@ -19,7 +19,7 @@ TandemError
 │   ├── ImageTooLarge             more bytes or pixels than allowed
 │   ├── ImageUnreadable           bytes that are not an image Tandem can decode
 │   └── ImageUnavailable          no answer in time: worth another try
-├── StoreUnavailable              the database is locked, full or out of reach: worth another try
+├── StoreUnavailable              database or storage is locked, full or out of reach: worth another try
 ├── EmbedderUnavailable           the embedding process is not up (yet): worth another try
 ├── Overloaded                    more requests at a time than are taken on: worth another try
 ├── CheckpointCorrupt             a stored version that is incomplete or was altered
@@ -119,7 +119,7 @@ class ImageUnavailable(ImageError):
 
 
 class StoreUnavailable(TandemError):
-    """The database is locked, full or out of reach: worth another try."""
+    """Database or storage is locked, full or out of reach: worth another try."""
 
 
 class EmbedderUnavailable(TandemError):

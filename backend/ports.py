@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -119,6 +120,9 @@ class TaskStore(Protocol):
 
     def count_embedded(self, project_id: int, backbone_digest: str | None) -> int:
         """Return the number of tasks with features of this backbone."""
+
+    def count_problems(self, project_id: int) -> int:
+        """Return the number of tasks whose image has a problem."""
 
     def problems(self, project_id: int, limit: int) -> list[Task]:
         """Return up to ``limit`` tasks whose image has a problem, by id."""
@@ -286,6 +290,14 @@ class Database(Protocol):
     def snapshot(self) -> AbstractContextManager[Stores]:
         """Open a consistent view for reading; writing in it is an error."""
 
+    def check_schema(self) -> None:
+        """Make sure that the database can be read, and that its schema is the one that this code was written for.
+
+        Raises:
+            StoreUnavailable: it cannot be read.
+            ConfigurationError: its schema is another one.
+        """
+
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
 
@@ -439,6 +451,54 @@ class Embedder(Protocol):
         Raises:
             EmbedderUnavailable: it is not up (yet), or does not run that backbone or know those categories (any more).
         """
+
+
+# --- this machine ------------------------------------------------------------------------------------------
+
+
+class EmbedderState(StrEnum):
+    """Whether there is an embedding process on this machine, and how far it is."""
+
+    DOWN = "down"
+    STARTING = "starting"
+    UP = "up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpace:
+    """Room on a disk."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """Memory of one GPU, whoever uses it."""
+
+    index: int
+    used_bytes: int
+    total_bytes: int
+
+
+class Machine(Protocol):
+    """The machine this process runs on."""
+
+    def check_writable(self) -> None:
+        """Make sure that the folder of all local state can be written to.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+
+    def disk(self) -> DiskSpace:
+        """Return the room on the disk of all local state."""
+
+    def gpus(self) -> list[GpuMemory]:
+        """Return the memory of each GPU."""
+
+    def embedder(self) -> EmbedderState:
+        """Return how the embedding process is."""
 
 
 # --- Label Studio ------------------------------------------------------------------------------------------

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from backend.errors import ConfigurationError
+
+COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""What tells prometheus_client, in each process of a supervisor, where all of them count."""
 
 
 def runtime_folder(model_dir: Path) -> Path:
@@ -34,6 +41,44 @@ def runtime_folder(model_dir: Path) -> Path:
 def embedder_address(model_dir: Path) -> Path:
     """Return the Unix socket of the embedding process."""
     return runtime_folder(model_dir) / "embedder.sock"
+
+
+def embedder_lock(model_dir: Path) -> Path:
+    """Return the file that the embedding process locks before it loads anything, for as long as it lives."""
+    return runtime_folder(model_dir) / "embedder.lock"
+
+
+@contextmanager
+def counts_folder(model_dir: Path) -> Iterator[Path]:
+    """Lend a new folder for what the processes of one supervisor count; see ``backend.measurements``.
+
+    Folders of supervisors that ended otherwise than in good order are removed.
+    """
+    parent = runtime_folder(model_dir) / "counts"
+    parent.mkdir(exist_ok=True)
+    with (parent / "lock").open("a") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)
+        for other in parent.glob("*/"):
+            _remove_unless_locked(other)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its supervisor lives
+    finally:
+        os.close(lock)
 
 
 def exit_with_parent() -> None:

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path("tandem-data"), description="All local state")
     host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 - a server in a container
     port: int = Field(9090, ge=1, le=65535, description="Port to listen on")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of its own for `/metrics`, open to whoever reaches it"
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that `METRICS_PORT` listens on")
     workers: int = Field(1, ge=1, le=64, description="Web processes")
     threads: int = Field(
         16, ge=1, le=64, description="Requests for suggestions that each web process works on at a time"
@@ -58,7 +62,16 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(64 * MIB, gt=0, description="Largest request")
     database_url: str | None = Field(None, description="SQLAlchemy URL of the state; SQLite in `MODEL_DIR` without it")
-    artifacts_url: str | None = Field(None, description="Folder for versions, if not in `MODEL_DIR`")
+    artifacts_url: str | None = Field(
+        None,
+        description=(
+            "Where versions are, if not in `MODEL_DIR`: another folder; or a URL such as `s3://bucket/prefix`, where "
+            "features are kept as well"
+        ),
+    )
+    artifact_cache_bytes: int = Field(
+        4096 * MIB, gt=0, description="Room for copies of versions, where `ARTIFACTS_URL` is a URL"
+    )
     backbone: str = Field("mobilenet_v3_large", description="Name of any torchvision classification model")
     weights: str = Field(
         "auto", description="`auto`: torchvision's own weights; `none`: untrained; or a file with a state dict"
@@ -136,6 +149,8 @@ class Settings(BaseSettings):
     def _check_pairs(self) -> Self:
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
             raise ValueError("BASIC_AUTH_USER and BASIC_AUTH_PASS go together: set both or neither")
+        if self.metrics_port == self.port:
+            raise ValueError(f"METRICS_PORT={self.metrics_port} is PORT, too: choose another one")
         if self.label_studio_api_key and not self.label_studio_url:
             raise ValueError("LABEL_STUDIO_API_KEY without LABEL_STUDIO_URL: say where Label Studio is")
         if self.weights not in ("auto", "none") and not Path(self.weights).is_file():
@@ -151,6 +166,11 @@ class Settings(BaseSettings):
     def resolved_artifacts_url(self) -> str:
         """The artifacts URL in use."""
         return self.artifacts_url or str(self.model_dir / "artifacts")
+
+    @property
+    def artifact_cache_folder(self) -> Path:
+        """Where copies of artifacts from a storage are."""
+        return self.model_dir / "artifact-cache"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -31,8 +31,9 @@ class Command:
 class Supervisor:
     """Keeps processes running until this one is told to end."""
 
-    def __init__(self, commands: Sequence[Command]) -> None:
+    def __init__(self, commands: Sequence[Command], environment: Mapping[str, str] | None = None) -> None:
         self._commands = commands
+        self._environment = environment or {}
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -51,7 +52,7 @@ class Supervisor:
 
     def _keep(self, command: Command) -> None:
         """Start a process again and again, more slowly the shorter it lives."""
-        environment = {**os.environ, **command.environment}  # noqa: TID251 - handed on to a child
+        environment = {**os.environ, **self._environment, **command.environment}  # noqa: TID251 - handed on to a child
         pause_s = 0.5
         while not self._stopping.is_set():
             started_s = time.monotonic()

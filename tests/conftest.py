@@ -11,6 +11,7 @@ import pytest
 
 from backend.local_label_studio import LocalLabelStudio
 from backend.settings import Settings
+from tests.object_storage import S3Server
 from tests.postgresql import LocalPostgresql, NoPostgresql
 
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
@@ -76,3 +77,10 @@ def postgresql_url(request: pytest.FixtureRequest) -> str:
         return str(given)
     server: LocalPostgresql = request.getfixturevalue("postgresql_server")
     return server.new_database()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3-compatible server for the whole session; tests make buckets of their own."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -50,10 +50,10 @@ class LocalArtifacts:
             ValueError: a malformed key, one below or above another, or a folder without a file in it.
         """
         target = self._path(key)
-        if not _is_published(folder):
+        if not holds_files(folder):
             raise ValueError(f"{folder} has no file in it: an artifact needs one at its top")
         parents = [parent for parent in target.parents if parent.is_relative_to(self._root)]
-        if any(_is_published(parent) for parent in parents[:-1]):
+        if any(holds_files(parent) for parent in parents[:-1]):
             raise ValueError(f"{key!r} lies within a key that is published already: choose another")
         if self.keys(key) not in ([], [key]):
             raise ValueError(f"{key!r} is the beginning of keys that are published already: choose another")
@@ -80,7 +80,7 @@ class LocalArtifacts:
             NotFound: nothing was published under this key.
         """
         path = self._path(key)
-        if not _is_published(path):
+        if not holds_files(path):
             raise NotFound(f"no artifact {key} in {self._root}: it was never published, or it was deleted")
         return path
 
@@ -106,7 +106,7 @@ class LocalArtifacts:
         It disappears at once and whole; who has its files open may read on.
         """
         path = self._path(key)
-        if not _is_published(path):
+        if not holds_files(path):
             return
         folder, lock = self._make_scratch()
         try:
@@ -152,13 +152,23 @@ class LocalArtifacts:
             os.close(lock)
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if len(key) > 500 or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part) for part in parts):
-            raise ValueError(f"{key[:500]!r} is not an artifact key: write it like versions/p5/p5-v3-1a2b3c4d")
-        return self._root.joinpath(*parts)
+        check_key(key)
+        return self._root / key
 
 
-def _is_published(folder: Path) -> bool:
+def check_key(key: str) -> None:
+    """Make sure that a key stays below whatever it is put behind.
+
+    Raises:
+        ValueError: it does not.
+    """
+    parts = key.split("/")
+    if len(key) > 500 or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", part) for part in parts):
+        raise ValueError(f"{key[:500]!r} is not an artifact key: write it like versions/p5/p5-v3-1a2b3c4d")
+
+
+def holds_files(folder: Path) -> bool:
+    """Tell whether a folder is, or could become, an artifact."""
     return _has_file(_entries(folder))
 
 

@@ -19,7 +19,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from backend.domain import Job, JobKind, Progress
-from backend.errors import JobFailed, TrainingImpossible
+from backend.errors import JobFailed, StoreUnavailable, TrainingImpossible
 from backend.ports import ReportProgress
 
 log = structlog.get_logger()
@@ -53,6 +53,7 @@ class JobMessage(BaseModel):
     unit: str = ""
     outcome: str | None = None
     impossible: str | None = None
+    unavailable: str | None = None
     failure: str | None = None
 
 
@@ -82,7 +83,7 @@ class ProcessExecutor:
             outcome = self._converse(job, report)
             finished = True
             return outcome
-        except TrainingImpossible:
+        except (TrainingImpossible, StoreUnavailable):
             finished = True
             raise
         finally:
@@ -137,6 +138,8 @@ class ProcessExecutor:
                 return message.outcome
             if message.impossible is not None:
                 raise TrainingImpossible(message.impossible)
+            if message.unavailable is not None:
+                raise StoreUnavailable(message.unavailable)
             if message.failure is not None:
                 raise JobFailed(message.failure)
             progress = Progress(done=message.done, total=message.total, unit=message.unit)

@@ -27,30 +27,41 @@ def serve(
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run the worker too.")] = True,
 ) -> None:
     """Run the web server and the worker."""
+    from backend.processes import COUNTS_VARIABLE, counts_folder
     from backend.supervisor import Command, Supervisor
 
     settings = start("serve")
     commands = [_embedder_command(), Command(name="web", arguments=web_arguments(settings))]
     if worker:
-        commands.append(_worker_command())
-    Supervisor(commands).run()
+        # the web process tells what the worker counts, too
+        commands.append(_worker_command(metrics=False))
+    with counts_folder(settings.model_dir) as folder:
+        Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run()
 
 
 @commands.command()
 def worker(
     embedder: Annotated[bool, typer.Option("--embedder/--no-embedder", help="Run the embedding process too.")] = True,
+    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Serve metrics on METRICS_PORT.")] = True,
 ) -> None:
     """Run the worker alone: several machines may run one each on a shared PostgreSQL database."""
     settings = start("worker")
+    from backend.processes import COUNTS_VARIABLE, counts_folder, exit_with_parent
+
     if embedder:
         from backend.supervisor import Supervisor
 
-        Supervisor([_embedder_command(), _worker_command()]).run()
+        commands = [_embedder_command(), _worker_command(metrics=metrics)]
+        with counts_folder(settings.model_dir) as folder:
+            Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run()
         return
-    from backend.processes import exit_with_parent
-
     exit_with_parent()
-    running = make_container(settings).worker()
+    container = make_container(settings)
+    running = container.worker()
+    if metrics and settings.metrics_port:
+        from prometheus_client import start_http_server
+
+        start_http_server(settings.metrics_port, settings.metrics_host, container.worker_metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     running.run()
@@ -81,10 +92,11 @@ def _embedder_command() -> Command:
     )
 
 
-def _worker_command() -> Command:
+def _worker_command(*, metrics: bool) -> Command:
     from backend.supervisor import Command
 
-    return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", "--no-embedder"))
+    options = ("--no-embedder",) if metrics else ("--no-embedder", "--no-metrics")
+    return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", *options))
 
 
 def web_arguments(settings: Settings) -> tuple[str, ...]:
@@ -94,6 +106,7 @@ def web_arguments(settings: Settings) -> tuple[str, ...]:
     return (
         *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
         *("--bind", f"{settings.host}:{settings.port}"),
+        *(("--bind", f"{settings.metrics_host}:{settings.metrics_port}") if settings.metrics_port else ()),
         *("--workers", str(settings.workers), "--worker-class", "gthread"),
         *("--threads", str(n_threads(settings.threads))),
         *("--worker-connections", str(MAX_CONNECTIONS), "--backlog", str(MAX_CONNECTIONS)),

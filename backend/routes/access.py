@@ -17,7 +17,7 @@ from backend.settings import Settings
 
 log = structlog.get_logger()
 
-OPEN_PATHS = {"/", "/health"}
+OPEN_PATHS = {"/", "/health", "/ready"}
 FAILED_LOGINS = RateLimitItemPerMinute(10)
 CHANGES = RateLimitItemPerMinute(120)
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST
+from flask import Blueprint, request
 
-from backend.domain import Job, JobKind, JobStatus
+from backend.domain import Job, JobKind, JobStatus, Suggestion
 from backend.errors import NotFound
 from backend.label_studio.payloads import (
     JobStatusRequest,
@@ -19,7 +19,7 @@ from backend.label_studio.payloads import (
     parse_event,
     parse_training_request,
 )
-from backend.routes.metrics import render_metrics
+from backend.measurements import predict_durations, suggestions
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
@@ -42,10 +42,17 @@ def protocol_blueprint(container: Container) -> Blueprint:
 
     @routes.post("/predict")
     def predict() -> Json:
+        started_s = time.perf_counter()
         asked = PredictRequest.parse(request.get_data())
         with container.admission.entered():
             answer = container.prediction.predict(asked.project, asked.tasks)
-        return encode_predict_response(answer.results, answer.schema)
+        response = encode_predict_response(answer.results, answer.schema)
+        n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
+        suggestions.labels("made").inc(n_suggested)
+        suggestions.labels("none").inc(len(answer.results) - n_suggested)
+        images = "unknown" if answer.n_unknown_images else "known"
+        predict_durations.labels(images).observe(time.perf_counter() - started_s)
+        return response
 
     @routes.post("/webhook")
     def webhook() -> Json:
@@ -55,10 +62,6 @@ def protocol_blueprint(container: Container) -> Blueprint:
     def versions() -> Json:
         projects = container.projects.all()
         return encode_versions([overview.active.name for overview in projects if overview.active])
-
-    @routes.get("/metrics")
-    def metrics() -> Response:
-        return Response(render_metrics(container.projects.all()), content_type=CONTENT_TYPE_LATEST)
 
     return routes
 

@@ -46,10 +46,14 @@ N_AHEAD = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One result per task asked for, in order, and the schema they are written in."""
+    """One result per task asked for, in order, and the schema they are written in.
+
+    ``n_unknown_images`` of the images had never been brought in before somebody asked now.
+    """
 
     schema: LabelSchema | None
     results: tuple[Suggestion | NoSuggestion, ...]
+    n_unknown_images: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,7 @@ class Prediction:
         self._remembered = RememberedSuggestions()
         self._predictors: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
 
     def predict(self, snapshot: ProjectSnapshot, tasks: Sequence[Task]) -> Answer:
         """Return one suggestion, or the reason for none, per task and in the same order."""
@@ -118,7 +123,8 @@ class Prediction:
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():
             log.info("no suggestion", project=known.project.id, n_tasks=n_tasks, reason=reason)
-        return Answer(schema=known.project.schema, results=tuple(results))
+        n_unknown = sum(task.image_digest is None for task in known.tasks) if known.version else 0
+        return Answer(schema=known.project.schema, results=tuple(results), n_unknown_images=n_unknown)
 
     def _results(self, known: Known, deadline_s: float) -> list[Suggestion | NoSuggestion]:
         project, version, tasks = known.project, known.version, known.tasks
@@ -228,14 +234,25 @@ class Prediction:
 
         Raises:
             CheckpointCorrupt: it is incomplete, was altered, or is gone.
+            StoreUnavailable: it is in a storage that does not answer.
         """
-        with self._lock:
-            predictor = self._predictors.pop(version.name, None)
-            if predictor is None:
-                predictor = self._load(version)
-                while len(self._predictors) >= N_LOADED_VERSIONS:
+        predictor = self._loaded(version)
+        if predictor is not None:
+            return predictor
+        # Loading may wait for a storage far away: whoever asks for another version goes on meanwhile.
+        with self._loading:
+            predictor = self._loaded(version) or self._load(version)
+            with self._lock:
+                self._predictors[version.name] = predictor
+                while len(self._predictors) > N_LOADED_VERSIONS:
                     self._predictors.popitem(last=False)
-            self._predictors[version.name] = predictor
+        return predictor
+
+    def _loaded(self, version: ModelVersion) -> Predictor | None:
+        with self._lock:
+            predictor = self._predictors.get(version.name)
+            if predictor is not None:
+                self._predictors.move_to_end(version.name)
             return predictor
 
     def _load(self, version: ModelVersion) -> Predictor:

@@ -174,7 +174,7 @@ class Projects:
             n_tasks=stores.tasks.count(project.id),
             n_labels=len(labels),
             n_embedded=n_embedded,
-            n_unreadable=len(stores.tasks.problems(project.id, limit=1000)),
+            n_unreadable=stores.tasks.count_problems(project.id),
             active=active,
             pretrained=None if active else pretrained_version(stores, project),
             queued=tuple(job.kind for job in jobs if job.status is JobStatus.QUEUED),

@@ -20,13 +20,21 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
 
 @dataclass(frozen=True)
 class Composition:
-    """What a command like `docker compose --project-name x` started."""
+    """What a command like `docker compose --project-name x` started, in the environment that it was started with."""
 
     command: tuple[str, ...]
+    environment: dict[str, str]
 
-    def run(self, *arguments: str, given: str = "") -> str:
+    def run(self, *arguments: str, given: str = "", timeout_s: float = 180) -> str:
         """Return what the command prints."""
-        done = subprocess.run([*self.command, *arguments], input=given, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(
+            [*self.command, *arguments],
+            env=self.environment,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
         assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
         return done.stdout
 

@@ -26,7 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def composition(request: pytest.FixtureRequest) -> Composition | None:
     command = request.config.getoption("--composition", default=None)
-    return Composition(command=tuple(shlex.split(command))) if command else None
+    # of now: each test gets an environment without settings
+    environment = dict(os.environ)  # noqa: TID251 - handed on to children
+    return Composition(command=tuple(shlex.split(command)), environment=environment) if command else None
 
 
 @pytest.fixture(scope="session")

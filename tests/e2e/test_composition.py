@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 
 import pytest
 import requests
 
-from tests.e2e.composition import ComposedLabelStudio, ComposedTandem, Composition
+from tests.e2e.composition import ComposedLabelStudio, Composition
 from tests.e2e.loop import Annotator, Tandem, is_healthy, wait_for
 
 pytestmark = pytest.mark.timeout(600)
@@ -74,15 +76,49 @@ def test_each_service_sees_its_own_secrets_only(containers: Composition) -> None
 
 
 def test_no_secret_is_in_the_environment_or_in_a_log(containers: Composition) -> None:
-    secrets = [containers.secret(name) for name in ("label_studio_token", "webhook_secret", "tandem_database_password")]
+    names = ("label_studio_token", "label_studio_password", "label_studio_key", "webhook_secret", "storage_secret_key")
+    databases = ("postgres_password", "label_studio_database_password", "tandem_database_password")
+    secrets = [containers.secret(name) for name in names + databases]
 
-    everything = containers.run("logs", "tandem", "worker", "bootstrap")
+    everything = containers.run("logs")
     everything += json.dumps(
         [containers.inspect(service) for service in ("database", "label-studio", "tandem", "worker")]
     )
 
     assert len(set(secrets)) == len(secrets)
     assert not [secret for secret in secrets if secret in everything]
+
+
+def test_no_default_password_opens_anything(containers: Composition, annotator: Annotator) -> None:
+    for user, database in (("postgres", "postgres"), ("label_studio", "label_studio"), ("tandem", "tandem")):
+        for guess in ("", "postgres", user):
+            ask = f"psql --host database --no-password --username {user} --dbname {database} --command 'SELECT 1'"
+            refused = containers.run("exec", "-T", "database", "sh", "-c", f"PGPASSWORD='{guess}' {ask} 2>&1 || true")
+            assert "password" in refused, f"{user} with password {guess!r}: {refused}"
+    user = "admin@example.com"
+    for guess in ("admin", "password", "labelstudio", user):
+        assert not logs_in(annotator.url, user, guess)
+    assert logs_in(annotator.url, user, containers.secret("label_studio_password"))
+
+
+def test_nobody_signs_up_without_an_invitation(annotator: Annotator) -> None:
+    page = requests.Session()
+    page.get(f"{annotator.url}/user/signup/", timeout=60)
+    form = {
+        "email": "stranger@example.com",
+        "password": "a long password",
+        "csrfmiddlewaretoken": page.cookies["csrftoken"],
+    }
+
+    assert page.post(f"{annotator.url}/user/signup/", data=form, timeout=60).status_code == 403
+
+
+def test_what_is_kept_is_in_named_volumes(containers: Composition) -> None:
+    for service in ("database", "label-studio", "tandem", "worker"):
+        volumes = [mount for mount in containers.inspect(service)["Mounts"] if mount["Type"] == "volume"]
+        assert volumes
+        # a volume without a name of its own would not be the next container's
+        assert not [each["Destination"] for each in volumes if re.fullmatch("[0-9a-f]{64}", each["Name"])]
 
 
 def test_bootstrap_keeps_what_there_is(containers: Composition) -> None:
@@ -140,17 +176,38 @@ def test_a_worker_that_was_stopped_finds_what_it_missed(
     wait_for(lambda: learned(tandem, annotator, 8), "a version that knows the label made without a worker")
 
 
+@pytest.mark.parametrize("service", ["worker", "tandem", "label-studio", "database"])
+def test_a_container_that_is_killed_loses_nothing(
+    containers: Composition, tandem: Tandem, annotator: Annotator, service: str
+) -> None:
+    labelled = annotator.label(annotator.unlabelled()[0])
+    n_labels = len(annotator.truth) - len(annotator.unlabelled())
+
+    containers.run("kill", "--signal", "SIGKILL", service)
+    containers.run("start", service)
+
+    wait_for(lambda: is_answering(annotator), "Label Studio answers")
+    wait_for(lambda: is_healthy(tandem.url), "Tandem answers")
+    wait_for(lambda: learned(tandem, annotator, n_labels), "a version that knows the label made before")
+    assert annotator.call("GET", f"/api/annotations/{labelled}/")["result"]
+
+
 def test_containers_made_anew_know_everything(containers: Composition, tandem: Tandem, annotator: Annotator) -> None:
-    before = tandem.get(f"/api/projects/{annotator.project_id}/versions")
+    versions = tandem.get(f"/api/projects/{annotator.project_id}/versions")
+    suggested = scores(annotator)
+    n_labels = len(annotator.truth) - len(annotator.unlabelled())
 
-    containers.run("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "tandem", "worker")
-    assert isinstance(tandem, ComposedTandem)
+    containers.run("down", "--timeout", str(STOP_LIMIT_S))
+    containers.run("up", "--detach", "--no-build", "worker", "prometheus", timeout_s=600)
+
+    # read anew: where the ports are, and what bootstrap says the token is
+    label_studio = ComposedLabelStudio(containers)
+    annotator.url, annotator.token = label_studio.url, label_studio.token
     tandem.url = containers.url("tandem", 9090)
-    wait_for(lambda: is_healthy(tandem.url), "Tandem's web server is up")
-
-    assert tandem.get(f"/api/projects/{annotator.project_id}/versions") == before
+    assert tandem.get(f"/api/projects/{annotator.project_id}/versions") == versions
+    assert scores(annotator) == suggested
     annotator.label(annotator.unlabelled()[0])
-    wait_for(lambda: learned(tandem, annotator, 9), "a version that knows one more label")
+    wait_for(lambda: learned(tandem, annotator, n_labels + 1), "a version that knows one more label")
 
 
 def test_prometheus_watches_tandem_and_knows_the_alerts(containers: Composition) -> None:
@@ -162,14 +219,31 @@ def test_prometheus_watches_tandem_and_knows_the_alerts(containers: Composition)
         active = requests.get(f"{url}/api/v1/targets", timeout=10).json()["data"]["activeTargets"]
         return [target["health"] for target in active if target["labels"]["job"] == "tandem"]
 
-    wait_for(lambda: targets() == ["up"], "Prometheus reads Tandem's metrics")
+    wait_for(lambda: targets() == ["up", "up"], "Prometheus reads Tandem's metrics")
+    containers.run("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
     rules = requests.get(f"{url}/api/v1/rules", timeout=10).json()["data"]["groups"]
     assert [rule["health"] for group in rules for rule in group["rules"]]
     assert all(rule["health"] != "err" for group in rules for rule in group["rules"])
 
 
+def scores(annotator: Annotator) -> dict[int, tuple[str, float]]:
+    return {task: (each["model_version"], each["score"]) for task, each in annotator.predictions().items()}
+
+
+def logs_in(url: str, user: str, password: str) -> bool:
+    """Whether Label Studio's own page takes a password."""
+    page = requests.Session()
+    page.get(f"{url}/user/login/", timeout=60)
+    form = {"email": user, "password": password, "csrfmiddlewaretoken": page.cookies["csrftoken"]}
+    page.post(f"{url}/user/login/", data=form, timeout=60)
+    return page.get(f"{url}/api/current-user/whoami", timeout=60).status_code == 200
+
+
 def is_answering(annotator: Annotator) -> bool:
-    return requests.get(f"{annotator.url}/api/version", timeout=10).ok
+    """Whether Label Studio and its database answer."""
+    with contextlib.suppress(requests.RequestException, AssertionError):
+        return bool(annotator.tasks())
+    return False
 
 
 def learned(tandem: Tandem, annotator: Annotator, n_labels: int) -> bool:

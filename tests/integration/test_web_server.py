@@ -3,55 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backend.adapters.database import SqlDatabase
-from backend.background_process import free_port
-from backend.commands.servers import web_arguments
-from backend.settings import Settings
-from tests.factories import make_task
+from tests.web import WebServer, wait_for, web_server
 from tests.world import PROJECT, World, pets
-
-CONFIG = (
-    '<View><Image name="image" value="$image"/><Choices name="choice" toName="image">'
-    '<Choice value="cat"/><Choice value="dog"/></Choices></View>'
-)
-TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebServer:
-    port: int
-    master: int
-
-    @property
-    def workers(self) -> list[int]:
-        path = Path(f"/proc/{self.master}/task/{self.master}/children")
-        return [int(number) for number in path.read_text().split()]
-
-    def ask(self, method: str, path: str, body: object = None) -> dict[str, object]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = json.loads(answer.read())
-        connection.close()
-        assert answer.status == 200, content
-        return content
-
-    def predict(self, task_id: int) -> dict[str, object]:
-        task = {"id": task_id, "data": {"image": make_task(task_id, pets(12)[task_id]).image_url}}
-        body = {"project": "5.1700000000", "label_config": CONFIG, "tasks": [task]}
-        (entry,) = self.ask("POST", "/predict", body)["results"]  # type: ignore[misc]
-        return entry  # type: ignore[no-any-return]
 
 
 def open_files(pid: int) -> list[str]:
@@ -66,13 +25,6 @@ def has_database_open(pid: int) -> bool:
     return any("tandem.sqlite3" in file for file in open_files(pid))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def learned(tmp_path: Path) -> Iterator[World]:
     database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
@@ -84,24 +36,9 @@ def learned(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def server(learned: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    settings = Settings(model_dir=learned.folder, host="127.0.0.1", port=free_port(), workers=2)  # type: ignore[call-arg]
-    monkeypatch.setenv("MODEL_DIR", str(learned.folder))
-    with subprocess.Popen(web_arguments(settings)) as process:
-        server = WebServer(port=settings.port, master=process.pid)
-
-        def is_up() -> bool:
-            assert process.poll() is None
-            try:
-                return server.ask("GET", "/health")["status"] == "UP"
-            except OSError:
-                return False
-
-        wait_for(is_up)
-        wait_for(lambda: len(server.workers) == 2)
+def server(learned: World) -> Iterator[WebServer]:
+    with web_server(learned.folder) as server:
         yield server
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_workers_share_the_application_but_nothing_that_is_open(server: WebServer, learned: World) -> None:
@@ -112,9 +49,9 @@ def test_workers_share_the_application_but_nothing_that_is_open(server: WebServe
 
     def both_have_answered() -> bool:
         for task_id, name in pets(12).items():
-            entry = server.predict(task_id)
+            (entry,) = server.predict(task_id)
             assert entry["model_version"] == first.name
-            assert entry["result"][0]["value"] == {"choices": [name]}  # type: ignore[index]
+            assert entry["result"][0]["value"] == {"choices": [name]}
         return all(map(has_database_open, server.workers))
 
     wait_for(both_have_answered)
@@ -126,4 +63,4 @@ def test_workers_share_the_application_but_nothing_that_is_open(server: WebServe
     for version in (learned.active, first, learned.active):
         with learned.database.transaction() as stores:
             stores.versions.activate(PROJECT, version.name, "tested")
-        assert {server.predict(task_id)["model_version"] for task_id in [*pets(12)] * 3} == {version.name}
+        assert {server.predict(task_id)[0]["model_version"] for task_id in [*pets(12)] * 3} == {version.name}

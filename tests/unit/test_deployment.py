@@ -111,12 +111,43 @@ def test_services_have_limits_and_no_secrets_of_others(service: str) -> None:
         assert all(re.fullmatch(r"[a-z-]+-secrets:/run/secrets:ro", volume) for volume in volumes)
 
 
-def expressions() -> Iterator[str]:
+@pytest.mark.parametrize("service", sorted(COMPOSITION["services"]))
+def test_no_secret_stands_in_an_environment(service: str) -> None:
+    secret = re.compile("PASSWORD|TOKEN|SECRET|KEY")
+    # a switch, the path of a file, and what is empty are none
+    innocent = re.compile("true|false|/run/secrets/.*|")
+
+    for name, value in (COMPOSITION["services"][service].get("environment") or {}).items():
+        if secret.search(name):
+            assert innocent.fullmatch(value or ""), f"{name} of {service} is {value}"
+
+
+def alert_rules() -> Iterator[dict[str, Any]]:
     alerts: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
     for group in alerts["groups"]:
-        for rule in group["rules"]:
-            assert rule["annotations"].keys() == {"summary", "action"}
-            yield rule["expr"]
+        yield from group["rules"]
+
+
+def alerts_table() -> str:
+    rows = ["| Alert | Severity | It says | What to do |", "|---|---|---|---|"]
+    for rule in alert_rules():
+        summary = re.sub(r"\{\{ \$(?:labels\.)?(\w+)(?: \| \w+)? \}\}", r"*\1*", rule["annotations"]["summary"])
+        action = rule["annotations"]["action"]
+        rows.append(f"| `{rule['alert']}` | {rule['labels']['severity']} | {summary} | {action} |")
+    return "\n".join(rows)
+
+
+def test_the_document_lists_every_alert() -> None:
+    document = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    documented = re.search(r"<!-- alerts:.*?-->\n(.*?)\n?<!-- /alerts -->", document, re.DOTALL)
+    assert documented
+    assert documented[1].strip() == alerts_table(), f"docs/deployment.md must hold:\n\n{alerts_table()}\n"
+
+
+def expressions() -> Iterator[str]:
+    for rule in alert_rules():
+        assert rule["annotations"].keys() == {"summary", "action"}
+        yield rule["expr"]
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/tandem.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):

@@ -11,7 +11,7 @@ import pytest
 
 from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.domain import JobKind, Progress
-from backend.errors import JobCancelled, JobFailed, TrainingImpossible
+from backend.errors import JobCancelled, JobFailed, StoreUnavailable, TrainingImpossible
 from tests.factories import make_job
 from tests.fakes import Reports
 from tests.world import World, pets
@@ -87,6 +87,18 @@ class TestWarmChild:
         assert pid_of(warm) is None
         assert "promoted" in warm.run(HEAD, Reports())
         assert environment.active.number == 1
+
+    @pytest.mark.usefixtures("environment")
+    def test_a_storage_that_does_not_answer_is_worth_another_try(
+        self, warm: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ARTIFACTS_URL", "s3://bucket/prefix")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tandem")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tandem")
+        with pytest.raises(StoreUnavailable, match="s3://bucket/prefix cannot be used now"):
+            warm.run(HEAD, Reports())
+        assert pid_of(warm), "the child is not to blame"
 
     def test_a_cancelled_job_ends_the_child(self, environment: World, warm: ProcessExecutor) -> None:
         warm.warm_up()

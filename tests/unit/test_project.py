@@ -17,6 +17,7 @@ from backend.cli import app as command_line
 from backend.label_studio_installation import REQUIREMENTS, VERSION
 from backend.routes.api import api_blueprint
 from backend.routes.openapi import openapi_blueprint
+from backend.routes.operations import operations_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings
 
@@ -61,6 +62,7 @@ def test_readme_lists_every_endpoint() -> None:
     web.register_blueprint(openapi_blueprint())
     web.register_blueprint(protocol_blueprint(no_container))
     web.register_blueprint(older_protocol_blueprint(no_container))
+    web.register_blueprint(operations_blueprint(no_container, with_metrics=True))
     real = {
         f"{method} " + re.sub(r"<(?:int:(?:[a-z]+_)?)?([a-z]+)>", r"{\1}", rule.rule)
         for rule in web.url_map.iter_rules()

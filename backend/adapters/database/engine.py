@@ -111,6 +111,21 @@ class SqlDatabase:
         with _unavailability_reported(self._reading), self._reading.begin() as connection:
             yield SqlStores(connection)
 
+    def check_schema(self) -> None:
+        """Make sure that the database can be read, and that its schema is the one that this code was written for.
+
+        Raises:
+            StoreUnavailable: it cannot be read.
+            ConfigurationError: its schema is another one.
+        """
+        with _unavailability_reported(self._reading), self._reading.connect() as connection:
+            revision = current_revision(connection)
+        if revision != HEAD_REVISION:
+            raise ConfigurationError(
+                f"its schema is at revision {revision!r}, this Tandem needs {HEAD_REVISION!r}: "
+                "another version of Tandem uses it; run the same one everywhere"
+            )
+
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
         self._engine.dispose()

@@ -156,6 +156,10 @@ class SqlTaskStore:
             0 if backbone_digest is None else self._count(project_id, task_table.c.backbone_digest == backbone_digest)
         )
 
+    def count_problems(self, project_id: int) -> int:
+        """Return the number of tasks whose image has a problem."""
+        return self._count(project_id, task_table.c.image_problem.is_not(None))
+
     def problems(self, project_id: int, limit: int) -> list[Task]:
         """Return up to ``limit`` tasks whose image has a problem, by id."""
         return self._select(project_id, task_table.c.image_problem.is_not(None), limit=limit)

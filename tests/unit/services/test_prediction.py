@@ -12,7 +12,7 @@ import pytest
 from backend.adapters.database import SqlDatabase
 from backend.adapters.features import FeatureFiles
 from backend.domain import Disclosure, JobKind, LabelConfig, NoSuggestion, Suggestion, Task, TasksDeleted
-from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound
+from backend.errors import CheckpointCorrupt, Conflict, ImageNotFound, ImageUnavailable, NotFound, StoreUnavailable
 from backend.promotion import version_key
 from backend.services.prediction import Answer
 from tests.factories import NOON, image_url, make_config, make_snapshot, make_task
@@ -237,6 +237,39 @@ class TestNoSuggestions:
         assert world.queued(JobKind.HEAD) is not None
         world.fit()
         assert reasons(world.predict(make_task(2))) == []
+
+
+class TestAStorageFarAway:
+    def test_who_asks_for_a_loaded_version_waits_for_no_other(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = world.learn(pets(12))
+        loaded = world.prediction.predictor(first)
+        world.label({1: "cat"})
+        world.fit()
+        asked, answered = threading.Event(), threading.Event()
+
+        def fetch(_: str) -> Path:
+            asked.set()
+            assert answered.wait(30)
+            raise StoreUnavailable("the storage does not answer")
+
+        monkeypatch.setattr(world.artifacts, "fetch", fetch)
+        errors: list[StoreUnavailable] = []
+
+        def load() -> None:
+            try:
+                world.prediction.predictor(world.active)
+            except StoreUnavailable as error:
+                errors.append(error)
+
+        waiting = threading.Thread(target=load)
+        waiting.start()
+        assert asked.wait(30)
+        assert world.prediction.predictor(first) is loaded
+        answered.set()
+        waiting.join()
+        assert len(errors) == 1
 
 
 class TestFiles:

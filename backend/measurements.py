@@ -1,0 +1,45 @@
+"""What every process counts while it works, for Prometheus.
+
+The processes of one supervisor count into files of one folder, which ``PROMETHEUS_MULTIPROC_DIR`` names to them, so
+that each of them can tell the sum, and what a process counted outlives it. A process started alone counts for itself.
+What the database knows is not counted here.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+ANSWER_BOUNDS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_OWN = CollectorRegistry()
+
+request_durations = Histogram(
+    "tandem_http_request_duration_seconds",
+    "Time to answer a request, by route and status",
+    ["method", "route", "status"],
+    buckets=ANSWER_BOUNDS_S,
+    registry=_OWN,
+)
+predict_durations = Histogram(
+    "tandem_predict_duration_seconds",
+    "Time to answer a request for suggestions; unknown: at least one of its images had never been brought in",
+    ["images"],
+    buckets=ANSWER_BOUNDS_S,
+    registry=_OWN,
+)
+suggestions = Counter(
+    "tandem_suggestions", "Tasks that suggestions were asked for, by whether there was one", ["outcome"], registry=_OWN
+)
+image_fetches = Counter(
+    "tandem_image_fetches", "Images fetched, by scheme and what came of it", ["scheme", "outcome"], registry=_OWN
+)
+
+
+def counts() -> Collector:
+    """Return what was counted by all processes of this one's supervisor, or by this one where it has none."""
+    try:
+        return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return _OWN

@@ -1,0 +1,69 @@
+"""What operators and their tools ask: whether Tandem is ready, and its metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Flask, Response, g, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest, make_wsgi_app
+
+from backend.measurements import request_durations
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from backend.bootstrap import Container
+
+Json = dict[str, Any]
+
+
+def operations_blueprint(container: Container, *, with_metrics: bool) -> Blueprint:
+    """Return ``/ready``, and ``/metrics`` unless that has a port of its own."""
+    routes = Blueprint("operations", __name__)
+
+    @routes.get("/ready")
+    def ready() -> tuple[Json, int]:
+        readiness = container.monitoring.readiness()
+        if readiness.reasons:
+            return {"status": "not ready", "reasons": readiness.reasons, "embedder": readiness.embedder.value}, 503
+        return {"status": "ready", "embedder": readiness.embedder.value}, 200
+
+    if with_metrics:
+
+        @routes.get("/metrics")
+        def metrics() -> Response:
+            return Response(generate_latest(container.web_metrics), content_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def count_requests(app: Flask) -> None:
+    """Count every request of an application and the time it took, whoever answers it and how."""
+
+    @app.before_request
+    def start() -> None:
+        g.started_s = time.perf_counter()
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        # not the path: everybody may invent those, and each would become a time series
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        method = request.method if request.url_rule else "any"
+        request_durations.labels(method, route, response.status_code).observe(time.perf_counter() - g.started_s)
+        return response
+
+
+class MetricsPort:
+    """Metrics for whoever comes in by one port, the application for all others."""
+
+    def __init__(self, application: WSGIApplication, container: Container, port: int) -> None:
+        self._application = application
+        self._metrics: WSGIApplication = make_wsgi_app(container.web_metrics)
+        self._port = str(port)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        """Answer a request."""
+        # the port that the connection came in by, not one that the client names
+        answering = self._metrics if environ.get("SERVER_PORT") == self._port else self._application
+        return answering(environ, start_response)
