@@ -42,12 +42,14 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 # hadolint ignore=DL3006
 FROM ${VARIANT}-packages AS packages
 # What nothing needs at run time: tests, headers, tools, and what OpenVINO has for other devices and file formats.
+# NumPy and mpmath import their tests.
 RUN packages=$(echo "${VIRTUAL_ENV}"/lib/python*/site-packages) \
-    && find "${packages}" -type d \( -name tests -o -path '*/torch/include' -o -path '*/torch/test' \) -prune -exec rm -r {} + \
-    && find "${packages}/torch/bin" -type f ! -name torch_shm_manager -delete \
+    && find "${packages}" -type d -name tests ! -path '*/numpy/*' ! -path '*/mpmath/*' -prune -exec rm -r {} + \
     && find "${packages}" -path '*/openvino/libs/*' \( -name '*_[gn]pu_plugin.so' -o -name cache.json \
         -o -name '*_frontend.so*' ! -name '*_pytorch_*' ! -name '*_ir_*' \) -delete \
-    && python -c "import scipy, sklearn, torch, torchvision"
+    && find "${packages}/torch/bin" -type f ! -name torch_shm_manager -delete \
+    && rm -rf "${packages}/torch/include" "${packages}/torch/test" \
+    && python -c "import scipy.sparse, sklearn, torch, torchvision"
 
 
 FROM packages AS application
