@@ -63,8 +63,10 @@ RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --target 
 FROM application AS weights
 ARG BACKBONE=""
 ENV TORCH_HOME=/opt/weights PYTHONPATH=/opt/application
-RUN mkdir /opt/weights; if [ -n "${BACKBONE}" ]; then python -c \
-    'import sys, model.backbones as b, model.weights as w; w.download(b.choose_weights(sys.argv[1]))' "${BACKBONE}"; fi
+RUN mkdir /opt/weights && { [ -z "${BACKBONE}" ] \
+    || python -c 'import sys, model.backbones as b, model.weights as w; w.download(b.choose_weights(sys.argv[1]))' "${BACKBONE}" \
+    || { echo "The weights of ${BACKBONE} cannot be baked in, see above. Build where they can be downloaded; or build" \
+        "without BACKBONE, mount a file with the weights and name it in WEIGHTS: docs/deployment.md" >&2; exit 1; }; }
 
 
 FROM application AS inventory
