@@ -34,8 +34,9 @@ check: $(READY)  ## lint, format, types, layers, Dockerfile and compose file
 	$(IN_VENV) lint-imports
 	$(IN_VENV) hadolint Dockerfile
 	$(IN_VENV) yamllint --strict docker-compose.yml docker-compose.gpu.yml deploy
-	$(if $(COMPOSE),$(COMPOSE) -f docker-compose.yml -f docker-compose.gpu.yml --profile monitoring --profile storage \
-		config --quiet,@echo "no docker compose here: what it makes of docker-compose.yml is not checked")
+	$(if $(COMPOSE),for files in "" "-f docker-compose.yml -f docker-compose.gpu.yml"; do \
+		$(COMPOSE) $$files --profile monitoring --profile storage config --quiet || exit 1; done,\
+		@echo "no docker compose here: what it makes of docker-compose.yml is not checked")
 
 test: $(READY)  ## every test that this machine can run; the first run also installs a Label Studio
 	$(IN_VENV) pytest

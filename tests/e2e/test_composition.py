@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import requests
@@ -45,6 +46,11 @@ def annotator(containers: Composition, tandem: Tandem) -> Annotator:
         user.label(task)
     wait_for(lambda: learned(tandem, user, 6), "a version that knows six labels")
     return user
+
+
+@pytest.mark.parametrize("service", ["database", "label-studio", "tandem", "worker"])
+def test_everything_is_healthy(containers: Composition, service: str) -> None:
+    wait_for(lambda: containers.inspect(service)["State"]["Health"]["Status"] == "healthy", f"{service} is healthy")
 
 
 @pytest.mark.parametrize("service", ["tandem", "worker"])
@@ -198,7 +204,7 @@ def test_containers_made_anew_know_everything(containers: Composition, tandem: T
     n_labels = len(annotator.truth) - len(annotator.unlabelled())
 
     containers.run("down", "--timeout", str(STOP_LIMIT_S))
-    containers.run("up", "--detach", "--no-build", "worker", "prometheus", timeout_s=600)
+    containers.run("up", "--detach", "--no-build", "worker", "prometheus", "storage", timeout_s=600)
 
     # read anew: where the ports are, and what bootstrap says the token is
     label_studio = ComposedLabelStudio(containers)
@@ -224,6 +230,26 @@ def test_prometheus_watches_tandem_and_knows_the_alerts(containers: Composition)
     rules = requests.get(f"{url}/api/v1/rules", timeout=10).json()["data"]["groups"]
     assert [rule["health"] for group in rules for rule in group["rules"]]
     assert all(rule["health"] != "err" for group in rules for rule in group["rules"])
+
+
+def test_versions_can_be_kept_on_object_storage(containers: Composition, tandem: Tandem, annotator: Annotator) -> None:
+    if not containers.has("storage"):
+        pytest.skip("the composition runs without the profile storage")
+    address = {"ARTIFACTS_URL": "s3://tandem/versions", "AWS_ENDPOINT_URL": "http://storage:8333"}
+    with_storage = replace(containers, environment=containers.environment | address)
+
+    with_storage.run("up", "--detach", "--no-build", "worker", timeout_s=600)
+
+    tandem.url = with_storage.url("tandem", 9090)
+    other = Annotator(url=annotator.url, token=annotator.token)
+    other.make_project()
+    other.upload(0, 9)
+    other.call("POST", "/api/ml", json={"project": other.project_id, "url": tandem.public_url, "title": "Tandem"})
+    for task in other.unlabelled()[:6]:
+        other.label(task)
+    wait_for(lambda: learned(tandem, other, 6), "a version that knows six labels")
+    stored = with_storage.python("tandem", "import s3fs; print(s3fs.S3FileSystem().find('tandem/versions'))")
+    assert tandem.get(f"/api/projects/{other.project_id}/versions")[0]["version"] in stored
 
 
 def scores(annotator: Annotator) -> dict[int, tuple[str, float]]:
