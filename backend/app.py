@@ -27,7 +27,7 @@ from backend.processes import one_linear_algebra_thread
 from backend.routes.access import Access, add_headers
 from backend.routes.api import api_blueprint
 from backend.routes.openapi import openapi_blueprint
-from backend.routes.operations import MetricsPort, count_requests, operations_blueprint
+from backend.routes.operations import MetricsPort, observe_requests, operations_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings, load_settings
 
@@ -53,7 +53,7 @@ STATUS_OF = {
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the web application, ready to answer and to be forked; nothing heavy is loaded."""
     settings = settings or load_settings()
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format, process="web")
     one_linear_algebra_thread()
     container = Container(settings)
     app = Flask("tandem")
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(api_blueprint(container))
     app.register_blueprint(openapi_blueprint())
     app.register_blueprint(operations_blueprint(container, with_metrics=settings.metrics_port is None))
-    count_requests(app)
+    observe_requests(app)
     app.before_request(Access(settings, container.webhook_secret).check)
     app.after_request(add_headers)
     app.register_error_handler(TandemError, answer_error)

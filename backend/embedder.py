@@ -9,7 +9,7 @@ import structlog
 
 from backend.adapters.durable import exclusive_lock
 from backend.adapters.shared_artifacts import open_artifacts
-from backend.logs import configure_logs
+from backend.logs import configure_logs, log_what_nobody_caught
 from backend.processes import embedder_address, embedder_lock, exit_with_parent
 from backend.settings import load_settings
 
@@ -19,7 +19,8 @@ log = structlog.get_logger()
 def main() -> None:
     """Serve until a signal comes; a second process on the same socket waits until the first one has ended."""
     settings = load_settings()
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format, process="embedder")
+    log_what_nobody_caught()
     exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before

@@ -41,6 +41,7 @@ class MicroBatch:
     number: int
     digest: str = field(compare=False)
     paths: list[Path] = field(compare=False)
+    ids: dict[str, str | int] = field(compare=False, default_factory=dict)
     result: Future[Embedded] = field(compare=False, default_factory=Future)
 
 
@@ -110,6 +111,7 @@ class EmbeddingServer:
                 number=next(self._numbers),
                 digest=digest,
                 paths=[Path(path) for path in request.paths[start : start + self._batch_size]],
+                ids=request.ids,
             )
             for start in range(0, len(request.paths), self._batch_size)
         ]
@@ -145,8 +147,8 @@ class EmbeddingServer:
             try:
                 embedded = self._engine(batches[0].digest).embed(paths, max_pixels=self._max_pixels)
             except Exception as error:  # whoever waits must be told, and the next request served
-                log.exception("embedding failed", n_images=len(paths))
                 for batch in batches:
+                    log.exception("embedding failed", n_images=len(batch.paths), **batch.ids)
                     batch.result.set_exception(EmbedderUnavailable(f"embedding failed: {error!r}"))
                 continue
             for batch, part in zip(batches, split(embedded, [len(batch.paths) for batch in batches]), strict=True):

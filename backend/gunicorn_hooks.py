@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import gc
 
+from backend.logs import log_what_nobody_caught
 from backend.processes import exit_with_parent
 
 preload_app = True
 
 
+# Gunicorn's own lines go where all others go, in their format.
+logconfig_dict = {
+    "root": {"level": "INFO"},
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
+}
+
+
 def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn passes itself
     """End with the supervisor, even if that was killed: nothing may go on holding the port."""
+    log_what_nobody_caught()
     exit_with_parent()
 
 

@@ -13,7 +13,7 @@ from backend.adapters.executors import JobMessage, lower_priority
 from backend.bootstrap import Container
 from backend.domain import JobKind, Progress
 from backend.errors import StoreUnavailable, TandemError, TrainingImpossible
-from backend.logs import configure_logs
+from backend.logs import configure_logs, log_what_nobody_caught
 from backend.processes import exit_with_parent, one_linear_algebra_thread
 from backend.settings import load_settings
 
@@ -23,6 +23,7 @@ log = structlog.get_logger()
 class JobRequest(BaseModel):
     """What to run."""
 
+    job_id: int
     kind: JobKind
     project_id: int
 
@@ -38,7 +39,8 @@ def main() -> None:
         answers.flush()
 
     settings = load_settings()
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format, process="child")
+    log_what_nobody_caught()
     exit_with_parent()
     container = Container(settings)
     container.warm_up_training()
@@ -47,6 +49,8 @@ def main() -> None:
         request = JobRequest.model_validate_json(line)
         if request.kind is JobKind.FINETUNE:
             lower_priority()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(project=request.project_id, job=request.job_id, kind=request.kind.value)
         say(_run(container, request, say))
 
 
@@ -64,7 +68,7 @@ def _run(container: Container, request: JobRequest, say: Callable[[JobMessage], 
     except TandemError as error:
         return JobMessage(failure=str(error))
     except Exception as error:  # the process lives on for the next job, and the log keeps the traceback
-        log.exception("job failed", kind=request.kind, project=request.project_id)
+        log.exception("job failed")
         return JobMessage(failure=f"{type(error).__name__}: {error}")
 
 

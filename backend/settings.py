@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     predict_timeout_s: float = Field(
         60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later"
     )
+    log_format: Literal["json", "console"] | None = Field(
+        None, description="`json` or `console`; without it lines are for people on a terminal, and JSON elsewhere"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level of log lines")
 
     @field_validator("image_hosts", mode="before")

@@ -27,6 +27,7 @@ from backend.errors import (
     TandemError,
     TrainingImpossible,
 )
+from backend.logs import in_this_context
 from backend.ports import Clock, Database, Executor, Stores
 from backend.scheduling import Scheduler
 from backend.services.reconciliation import Reconciliation
@@ -133,7 +134,8 @@ class Worker:
 
     def _run_job(self, job: Job, executor: Executor) -> None:
         lease = Heartbeat(self._database, self._clock, self.name, job, self._stopping)
-        logger = log.bind(project=job.project_id, job=job.id, kind=job.kind.value)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(project=job.project_id, job=job.id, kind=job.kind.value)
         try:
             with lease:
                 outcome = executor.run(job, lease.report)
@@ -141,7 +143,7 @@ class Worker:
         except TrainingImpossible as error:
             self._finish(job, JobStatus.SUCCEEDED, str(error))
         except JobLost as error:
-            logger.warning("job lost", reason=str(error))
+            log.warning("job lost", reason=str(error))
         except JobCancelled as error:
             if self._stopping.is_set():
                 self._requeue(job, timedelta(0), "the worker was stopped")
@@ -149,35 +151,33 @@ class Worker:
                 self._finish(job, JobStatus.CANCELLED, str(error))
         except PASSING_ERRORS as error:
             delay = self._retry.next_delay(job.attempts)
-            logger.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
+            log.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
             if delay is None:
                 self._finish(job, JobStatus.FAILED, str(error))
             else:
                 self._requeue(job, delay, str(error))
         except TandemError as error:
-            logger.error("job failed", reason=str(error))
+            log.error("job failed", reason=str(error))
             self._finish(job, JobStatus.FAILED, str(error))
         except Exception as error:  # a lane outlives every job
-            logger.exception("job failed")
+            log.exception("job failed")
             self._finish(job, JobStatus.FAILED, f"{type(error).__name__}: {error}")
 
     def _finish(self, job: Job, status: JobStatus, reason: str) -> None:
-        log.info(
-            "job ended", project=job.project_id, job=job.id, kind=job.kind.value, status=status.value, reason=reason
-        )
+        log.info("job ended", status=status.value, reason=reason)
         try:
             with self._database.transaction() as stores:
                 stores.jobs.finish(job.id, self.name, status, reason, self._clock.now())
         except (JobLost, StoreUnavailable) as error:
             # its lease passes, and then it is queued again
-            log.warning("job lost", job=job.id, reason=str(error))
+            log.warning("job lost", reason=str(error))
 
     def _requeue(self, job: Job, delay: timedelta, reason: str) -> None:
         try:
             with self._database.transaction() as stores:
                 stores.jobs.requeue(job.id, self.name, self._clock.now() + delay, reason)
         except (JobLost, StoreUnavailable) as error:
-            log.warning("job lost", job=job.id, reason=str(error))
+            log.warning("job lost", reason=str(error))
 
     def _discover(self) -> None:
         """Ask Label Studio which projects are connected: slow where there are many, so nothing waits for it."""
@@ -236,7 +236,7 @@ class Heartbeat:
         self._ended = threading.Event()
         self._cancelled = False
         self._lost: JobLost | None = None
-        self._thread = threading.Thread(target=self._beat, name=f"lease-{job.id}")
+        self._thread = threading.Thread(target=in_this_context(self._beat), name=f"lease-{job.id}")
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -278,4 +278,4 @@ class Heartbeat:
                 self._lost = error
                 return
             except StoreUnavailable as error:
-                log.warning("lease not renewed", job=self._job.id, reason=str(error))
+                log.warning("lease not renewed", reason=str(error))

@@ -80,7 +80,7 @@ class WebServer:
     ) -> WebAnswer:
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=TIMEOUT_S)
         sent = {"Content-Type": "application/json"} | self.headers | (headers or {})
-        connection.request(method, path, json.dumps(body), sent)
+        connection.request(method, path, None if body is None else json.dumps(body), sent)
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
 from backend.errors import EmbedderUnavailable
+from backend.logs import present_ids
 from backend.ports import EmbedderBackbone, Embedding
 
 
@@ -24,6 +25,8 @@ class EmbedRequest(BaseModel):
     paths: list[str] = []
     backbone_digest: str | None = None
     urgent: bool = False
+    ids: dict[str, str | int] = {}
+    """What the lines of the log are about that this request gives rise to."""
 
 
 class ClassifyRequest(BaseModel):
@@ -71,7 +74,9 @@ class EmbedderClient:
 
     def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
         """Embed image files."""
-        request = EmbedRequest(paths=[str(path) for path in paths], backbone_digest=backbone_digest, urgent=urgent)
+        request = EmbedRequest(
+            paths=[str(path) for path in paths], backbone_digest=backbone_digest, urgent=urgent, ids=present_ids()
+        )
         header, rows = self._ask(request)
         features = np.frombuffer(rows, dtype=np.float16).reshape(header.n_rows, sum(header.block_sizes))
         return Embedding(

@@ -119,8 +119,9 @@ class ProcessExecutor:
         child = self._child
         if child is None or child.stdin is None:
             raise JobFailed("the child process could not be started")
+        request = {"job_id": job.id, "kind": job.kind.value, "project_id": job.project_id}
         try:
-            child.stdin.write(json.dumps({"kind": job.kind.value, "project_id": job.project_id}) + "\n")
+            child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
         except BrokenPipeError as error:
             raise JobFailed(self._obituary(child)) from error

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backend.logs import configure_logs
+from backend.logs import configure_logs, log_what_nobody_caught
 from backend.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def start(name: str | None = None) -> Settings:
     """Read the settings and switch logs on: all of them for servers, only problems for other commands."""
     settings = load_settings()
-    configure_logs(settings.log_level if name in ("serve", "worker") else "WARNING")
+    is_server = name in ("serve", "worker")
+    configure_logs(settings.log_level if is_server else "WARNING", settings.log_format, process=name or "command")
+    if is_server:
+        log_what_nobody_caught()
     return settings
 
 

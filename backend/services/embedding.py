@@ -13,6 +13,7 @@ import structlog
 
 from backend.domain import JobKind, Progress, Project, Task
 from backend.errors import EmbedderUnavailable, ImageError, ImageUnavailable
+from backend.logs import in_this_context
 from backend.ports import (
     ArtifactStore,
     CachedImage,
@@ -209,7 +210,7 @@ class Embedding:
             except ImageError as error:
                 return error
 
-        fetched = list(self._fetchers.map(fetch, tasks))
+        fetched = list(self._fetchers.map(in_this_context(fetch), tasks))
         if len(tasks) > 1 and all(isinstance(image, ImageUnavailable) for image in fetched):
             raise ImageUnavailable(f"none of {len(tasks)} images could be reached; the first one: {fetched[0]}")
         return fetched

@@ -59,6 +59,7 @@ class Ingestion:
     def observe(self, stores: Stores, snapshot: ProjectSnapshot, *, is_event: bool = False) -> Project:
         """Store what a message says about its project; a new project or label config is reconciled."""
         known = stores.projects.resolve(snapshot.identity)
+        structlog.contextvars.bind_contextvars(project=known.id)
         project = replace(
             known,
             title=known.title if snapshot.title is None else snapshot.title,

@@ -119,6 +119,9 @@ class Prediction:
         deadline_s = time.monotonic() + self._timeout_s
         minute = self._clock.now().replace(second=0, microsecond=0)
         known = self._look_up(Question(snapshot=snapshot, tasks=tuple(tasks), minute=minute))
+        structlog.contextvars.bind_contextvars(
+            project=known.project.id, version=known.version.name if known.version else None
+        )
         results = self._results(known, deadline_s)
         refused = Counter(result.reason for result in results if isinstance(result, NoSuggestion))
         for reason, n_tasks in refused.items():

@@ -213,6 +213,7 @@ class Training:
                 number = stores.versions.next_number(project_id)
             name = version_name(project_id, number, checkpoint_digest)
             self._artifacts.publish(version_key(project_id, name), folder)
+        structlog.contextvars.bind_contextvars(version=name)
         report = learned.calibrated
         candidate = ModelVersion(
             project_id=project_id,

@@ -65,7 +65,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Flask:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backend.app.Container", make_container)
-        patch.setattr("backend.app.configure_logs", lambda *_: None)
+        patch.setattr("backend.app.configure_logs", lambda *_, **__: None)
         application.flask = create_app(Settings(model_dir=folder, rate_limit_per_minute=10**9))
     return application.flask
 

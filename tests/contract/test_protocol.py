@@ -73,7 +73,7 @@ class Tandem:
     """The web application on a folder, with what stands behind it in reach."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
-        monkeypatch.setattr("backend.app.configure_logs", lambda _level: None)
+        monkeypatch.setattr("backend.app.configure_logs", lambda *_, **__: None)
         monkeypatch.setattr("backend.app.Container", self._keep)
         self.folder = folder
         self.images = FakeImages(folder / "fake images")

@@ -112,7 +112,7 @@ def test_suggestions_are_those_of_tandems_own_server(
     # 1.0.9 keeps no model before the first setup, and knows no version but those it trained itself.
     assert server.ask("POST", "/predict", predict_body())[0] == 500
     assert server.ask("POST", "/setup", setup) == (200, {"model_version": "INITIAL"})
-    monkeypatch.setattr("backend.app.configure_logs", lambda _level: None)
+    monkeypatch.setattr("backend.app.configure_logs", lambda *_, **__: None)
     own = create_app(Settings(model_dir=world.folder)).test_client()  # type: ignore[call-arg]
     status, answer = server.ask("POST", "/predict", predict_body())
     assert status == 200

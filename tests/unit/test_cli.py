@@ -29,7 +29,7 @@ RUNNER = CliRunner()
 @pytest.fixture(autouse=True)
 def _no_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands switch the logs of the whole process; here they would end up in what the tests read."""
-    monkeypatch.setattr("backend.commands.context.configure_logs", lambda _level: None)
+    monkeypatch.setattr("backend.commands.context.configure_logs", lambda *_, **__: None)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()
