@@ -34,6 +34,7 @@ from backend.settings import Settings, load_settings
 log = structlog.get_logger()
 
 RETRY_AFTER_S = 2
+STORAGE_PATIENCE_S = 1.0
 STATUS_OF = {
     InvalidRequest: 400,
     Unauthorized: 401,
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load_settings()
     configure_logs(settings.log_level, settings.log_format, process="web")
     one_linear_algebra_thread()
-    container = Container(settings)
+    container = Container(settings, storage_patience_s=STORAGE_PATIENCE_S)
     app = Flask("tandem")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.register_blueprint(protocol_blueprint(container))

@@ -21,7 +21,9 @@ from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
 from backend.adapters.machines import LocalMachine, make_writable
 from backend.adapters.measured_images import MeasuredImages
+from backend.adapters.object_storage import ObjectStorage
 from backend.adapters.shared_artifacts import SharedArtifacts, open_artifacts
+from backend.adapters.shared_features import SharedFeatures
 from backend.admission import Admission
 from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.label_studio.client import LabelStudioClient
@@ -63,8 +65,10 @@ class SystemClock:
 class Container:
     """Everything wired together, each part made when it is first asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, storage_patience_s: float = 600.0) -> None:
+        """Wire for one process; ``storage_patience_s`` is how long it may wait for features of other machines."""
         self.settings = settings
+        self._storage_patience_s = storage_patience_s
         self.clock = SystemClock()
         self.policy = TrainingPolicy(
             min_labels=settings.train_min_labels,
@@ -122,9 +126,14 @@ class Container:
         )
 
     @cached_property
-    def features(self) -> FeatureFiles:
-        """Stored features."""
-        return FeatureFiles(self.settings.model_dir / "features")
+    def features(self) -> FeatureFiles | SharedFeatures:
+        """Stored features; shared where versions are."""
+        files = FeatureFiles(self.settings.model_dir / "features")
+        url = self.settings.resolved_artifacts_url
+        if "://" not in url:
+            return files
+        folder = self.settings.model_dir / "feature-exchange"
+        return SharedFeatures(files, ObjectStorage(url), folder, patience_s=self._storage_patience_s)
 
     @cached_property
     def images(self) -> ImageSource:

@@ -348,6 +348,16 @@ class FeatureStore(Protocol):
     def compact(self, backbone_digest: str, keep: Collection[str]) -> int:
         """Remove the rows of all images but these and of those appended meanwhile; return how many were removed."""
 
+    def segments(self, backbone_digest: str) -> Iterator[bytes]:
+        """Yield the rows there are now in pieces that ``add_segment`` takes in again."""
+
+    def add_segment(self, backbone_digest: str, segment: bytes) -> None:
+        """Store the rows of a piece that may come from anywhere, but for those already stored.
+
+        Raises:
+            ValueError: it is no segment, or one of another backbone.
+        """
+
     def delete(self, backbone_digest: str) -> None:
         """Remove all rows of a backbone; nothing happens when there are none."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from backend.adapters.durable import exclusive_lock, sync_path
 from backend.adapters.feature_keys import KEY_BYTES, Keys, is_first
 from backend.adapters.feature_rows import HEADER_FILE, Features, Generation, MappedRows
+from backend.adapters.feature_segments import MAX_ROWS, Segment
 
 ROWS_PER_COPY = 4096
 
@@ -75,6 +77,17 @@ class FeatureTable:
         with self._lock:
             rows = self._refresh()
             return () if rows is None else rows.generation.block_sizes
+
+    def segments(self) -> Iterator[Segment]:
+        """Yield all rows there are now, some thousands at a time; what is removed meanwhile is still there."""
+        with self._lock:
+            rows = self._refresh()
+            if rows is None:
+                return
+            keys, features, block_sizes = rows.keys, rows.features, rows.generation.block_sizes
+        for start in range(0, len(keys), MAX_ROWS):
+            some = slice(start, start + MAX_ROWS)
+            yield Segment(keys=keys[some], features=features[some], block_sizes=block_sizes)
 
     def append(self, keys: Keys, features: Features, block_sizes: tuple[int, ...]) -> None:
         """Store the rows of those images that have none yet.

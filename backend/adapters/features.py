@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from backend.adapters.feature_keys import to_keys
 from backend.adapters.feature_rows import HEADER_FILE
+from backend.adapters.feature_segments import Segment
 from backend.adapters.feature_table import FeatureTable
 from backend.errors import NotFound
 
@@ -39,15 +40,20 @@ class FeatureFiles:
         Raises:
             ValueError: a malformed digest, or rows whose number, width or type does not fit.
         """
-        shape = (len(image_digests), sum(block_sizes))
-        if features.dtype != np.float16 or features.shape != shape:
-            raise ValueError(
-                f"features of {len(image_digests)} images in blocks of {block_sizes} are float16 of shape {shape}; "
-                f"got {features.dtype} of shape {features.shape}"
-            )
-        keys = to_keys(image_digests)
-        if len(keys):
-            self._table(backbone_digest).append(keys, features, block_sizes)
+        self._add(backbone_digest, Segment.of_images(image_digests, features, block_sizes))
+
+    def segments(self, backbone_digest: str) -> Iterator[bytes]:
+        """Yield the rows there are now in pieces that ``add_segment`` takes in again."""
+        for segment in self._table(backbone_digest).segments():
+            yield segment.to_bytes()
+
+    def add_segment(self, backbone_digest: str, segment: bytes) -> None:
+        """Store the rows of a piece that may come from anywhere, but for those already stored.
+
+        Raises:
+            ValueError: it is no segment, or one of another backbone.
+        """
+        self._add(backbone_digest, Segment.from_bytes(segment))
 
     def block_sizes(self, backbone_digest: str) -> tuple[int, ...]:
         """Return the block sizes of this backbone's rows.
@@ -113,6 +119,11 @@ class FeatureFiles:
         """Remove all rows of a backbone; nothing happens when there are none."""
         self._table(backbone_digest).delete()
 
+    def _add(self, backbone_digest: str, segment: Segment) -> None:
+        table = self._table(backbone_digest)
+        if len(segment):
+            table.append(segment.keys, segment.features, segment.block_sizes)
+
     def _table(self, backbone_digest: str) -> FeatureTable:
         with self._lock:
             if backbone_digest not in self._tables:
@@ -120,6 +131,15 @@ class FeatureFiles:
             return self._tables[backbone_digest]
 
     def _folder(self, backbone_digest: str) -> Path:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", backbone_digest):
-            raise ValueError(f"{backbone_digest!r} is not a backbone digest: it names a folder")
+        check_backbone_digest(backbone_digest)
         return self._root / backbone_digest
+
+
+def check_backbone_digest(backbone_digest: str) -> None:
+    """Make sure that a backbone digest can name a folder.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", backbone_digest):
+        raise ValueError(f"{backbone_digest!r} is not a backbone digest: it names a folder")
