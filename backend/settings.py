@@ -114,7 +114,9 @@ class Settings(BaseSettings):
     )
     image_timeout_s: float = Field(20.0, gt=0, description="Longest download of one image")
     max_image_bytes: int = Field(64 * MIB, gt=0, description="Largest image file")
-    max_image_pixels: int = Field(200_000_000, gt=0, description="Largest image")
+    max_image_pixels: int = Field(
+        100_000_000, gt=0, description="Largest image; also the most pixels that a process decodes at a time"
+    )
     image_cache_bytes: int = Field(4096 * MIB, gt=0, description="Room for downloaded images")
     predict_timeout_s: float = Field(
         60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later"

@@ -7,8 +7,10 @@ tensor. Everything but ``normalise`` works without torch, and in any number of t
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -22,7 +24,7 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-TRANSFORMS_VERSION = 1
+TRANSFORMS_VERSION = 2
 """Part of every backbone's digest: raise it when ``to_pixels`` or ``normalise`` gives other numbers than before."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -51,6 +53,29 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+
+class _PixelBudget:
+    """So many pixels at a time and no more, however many threads there are."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, n_pixels: int, *, at_most: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + n_pixels <= at_most)
+            self._held += n_pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= n_pixels
+                self._changed.notify_all()
+
+
+_decoding = _PixelBudget()
 
 
 class UnreadableImage(Exception):
@@ -131,7 +156,8 @@ def read_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -
         source: A file, or its bytes.
         min_side: The shorter side needed in the end, in pixels. A JPEG that is larger may be decoded at a half, a
             quarter or an eighth of its size, which is much faster, but never to less than twice this.
-        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded.
+        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded. All threads together
+            decode no more than this at a time, so that many large images take the memory of one.
 
     Raises:
         OversizedImage: it has more pixels than allowed.
@@ -147,8 +173,9 @@ def read_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -
             image.decodermaxblock = _READ_AT_ONCE_BYTES
             if min_side is not None:
                 image.draft(None, (_DRAFT_OVERSAMPLING * min_side, _DRAFT_OVERSAMPLING * min_side))
-            image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            with _decoding.hold(image.width * image.height, at_most=max_pixels):
+                image.load()
+                return _upright(_to_rgb(image), _orientation(image))
     except UnidentifiedImageError:
         raise UnreadableImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image") from None
     except FileNotFoundError:
@@ -176,22 +203,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _to_eight_bits(image).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         coloured = image.convert("RGBA")
-        white = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(white, coloured).convert("RGB")
+        white = Image.new("RGB", coloured.size, "white")
+        white.paste(coloured, mask=coloured)
+        return white
     return image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale deep greyscale to 0..255: by the range of its type where the values fit one, else by their own range."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    values = np.array(image, dtype=np.float32)
+    np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
         full_range = 1.0 if high <= 1 else 255.0
     else:
         full_range = 65535.0 if image.mode.startswith("I;") or high > 255 else 255.0
     if low < 0 or high > full_range:
-        values, full_range = values - low, (high - low) or 1.0
-    return Image.fromarray((values * (255.0 / full_range) + 0.5).astype(np.uint8))
+        values -= low
+        full_range = (high - low) or 1.0
+    values *= 255.0 / full_range
+    values += 0.5
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def to_pixels(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:

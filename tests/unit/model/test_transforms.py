@@ -252,6 +252,30 @@ def test_a_bomb_is_refused_without_being_decoded() -> None:
         read(bomb)
 
 
+DECODE_MANY = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from model.transforms import InputSpec, to_pixels
+
+spec = InputSpec(resize_size=36, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
+content = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(8) as pool:
+    shapes = set(pool.map(lambda _: to_pixels(content, spec, max_pixels=20_000_000).shape, range(8)))
+assert shapes == {(32, 32, 3)}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_many_small_files_of_huge_images_take_the_memory_of_one(mode: str) -> None:
+    """4,400 x 4,400 pixels are 77 MB as RGBA, and a few kilobytes as a file; eight at a time would be over a gigabyte."""
+    content = encoded(Image.new(mode, (4400, 4400)), "PNG")
+    assert len(content) < 200_000
+    run = subprocess.run([sys.executable, "-c", DECODE_MANY], input=content, capture_output=True, check=True)
+    assert int(run.stdout) < 350
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_random_damage_never_raises_anything_else(file_format: str) -> None:
     generator = np.random.default_rng(0)
