@@ -10,7 +10,7 @@ import structlog
 from backend.adapters.durable import exclusive_lock
 from backend.adapters.shared_artifacts import open_artifacts
 from backend.logs import configure_logs, log_what_nobody_caught
-from backend.processes import embedder_address, embedder_lock, exit_with_parent
+from backend.processes import embedder_address, embedder_lock, exit_with_parent, give_back_memory
 from backend.settings import load_settings
 
 log = structlog.get_logger()
@@ -22,6 +22,7 @@ def main() -> None:
     configure_logs(settings.log_level, settings.log_format, process="embedder")
     log_what_nobody_caught()
     exit_with_parent()
+    give_back_memory()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before
     with exclusive_lock(embedder_lock(settings.model_dir)):

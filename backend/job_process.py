@@ -14,7 +14,7 @@ from backend.bootstrap import Container
 from backend.domain import JobKind, Progress
 from backend.errors import StoreUnavailable, TandemError, TrainingImpossible
 from backend.logs import configure_logs, log_what_nobody_caught
-from backend.processes import exit_with_parent, one_linear_algebra_thread
+from backend.processes import exit_with_parent, give_back_memory, one_linear_algebra_thread
 from backend.settings import load_settings
 
 log = structlog.get_logger()
@@ -42,6 +42,7 @@ def main() -> None:
     configure_logs(settings.log_level, settings.log_format, process="child")
     log_what_nobody_caught()
     exit_with_parent()
+    give_back_memory()
     container = Container(settings)
     container.warm_up_training()
     one_linear_algebra_thread()

@@ -10,7 +10,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -75,7 +75,7 @@ class _PixelBudget:
                 self._changed.notify_all()
 
 
-_decoding = _PixelBudget()
+_open_pixels = _PixelBudget()
 
 
 class UnreadableImage(Exception):
@@ -147,7 +147,8 @@ class InputSpec:
         return Image.Resampling[self.interpolation.upper()]
 
 
-def read_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -> Image.Image:
+@contextmanager
+def open_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -> Iterator[Image.Image]:
     """Decode an image upright and in RGB; of an animation the first frame.
 
     Transparent parts become white; more than 8 bits per channel are scaled down.
@@ -156,13 +157,18 @@ def read_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -
         source: A file, or its bytes.
         min_side: The shorter side needed in the end, in pixels. A JPEG that is larger may be decoded at a half, a
             quarter or an eighth of its size, which is much faster, but never to less than twice this.
-        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded. All threads together
-            decode no more than this at a time, so that many large images take the memory of one.
+        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded. All images that are
+            open in any thread have no more than this together, so that many large ones take the memory of one.
 
     Raises:
         OversizedImage: it has more pixels than allowed.
         UnreadableImage: it is missing, damaged, truncated or not a JPEG, PNG, WebP, GIF, BMP or TIFF.
     """
+    with ExitStack() as memory:
+        yield _decode(source, min_side, max_pixels, memory)
+
+
+def _decode(source: Path | bytes, min_side: int | None, max_pixels: int, memory: ExitStack) -> Image.Image:
     # Our limit is checked below; Pillow's own would come first, and differs.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -173,9 +179,9 @@ def read_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -
             image.decodermaxblock = _READ_AT_ONCE_BYTES
             if min_side is not None:
                 image.draft(None, (_DRAFT_OVERSAMPLING * min_side, _DRAFT_OVERSAMPLING * min_side))
-            with _decoding.hold(image.width * image.height, at_most=max_pixels):
-                image.load()
-                return _upright(_to_rgb(image), _orientation(image))
+            memory.enter_context(_open_pixels.hold(image.width * image.height, at_most=max_pixels))
+            image.load()
+            return _upright(_to_rgb(image), _orientation(image))
     except UnidentifiedImageError:
         raise UnreadableImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image") from None
     except FileNotFoundError:
@@ -236,9 +242,10 @@ def to_pixels(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDAr
         Pixels (crop_size, crop_size, 3): height, width, RGB.
 
     Raises:
-        UnreadableImage: see ``read_image``.
+        UnreadableImage: see ``open_image``.
     """
-    return _central_pixels(read_image(source, min_side=spec.resize_size, max_pixels=max_pixels), spec)
+    with open_image(source, min_side=spec.resize_size, max_pixels=max_pixels) as image:
+        return _central_pixels(image, spec)
 
 
 def to_views(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:
@@ -248,12 +255,12 @@ def to_views(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArr
         Pixels (n_views, crop_size, crop_size, 3): view, height, width, RGB.
 
     Raises:
-        UnreadableImage: see ``read_image``.
+        UnreadableImage: see ``open_image``.
     """
-    image = read_image(source, min_side=spec.resize_size, max_pixels=max_pixels)
-    views = [_central_pixels(image, spec)]
-    if spec.n_views > 1:
-        views.append(np.asarray(image.resize((spec.crop_size, spec.crop_size), spec.resampling)))
+    with open_image(source, min_side=spec.resize_size, max_pixels=max_pixels) as image:
+        views = [_central_pixels(image, spec)]
+        if spec.n_views > 1:
+            views.append(np.asarray(image.resize((spec.crop_size, spec.crop_size), spec.resampling)))
     return np.stack(views)
 
 
@@ -291,12 +298,12 @@ def training_pixels(
         Pixels (crop_size, crop_size, 3): height, width, RGB.
 
     Raises:
-        UnreadableImage: see ``read_image``.
+        UnreadableImage: see ``open_image``.
     """
     generator = np.random.default_rng(generator_seed)
-    image = read_image(source, min_side=spec.resize_size, max_pixels=max_pixels)
     size = (spec.crop_size, spec.crop_size)
-    cropped = image.resize(size, spec.resampling, box=_random_box(image.size, generator))
+    with open_image(source, min_side=spec.resize_size, max_pixels=max_pixels) as image:
+        cropped = image.resize(size, spec.resampling, box=_random_box(image.size, generator))
     if generator.random() < 0.5:
         cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(_trivial_augment(cropped, generator))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from backend.errors import ConfigurationError
 from backend.processes import embedder_address, runtime_folder
 
 CHILD = """
 import time
+from io import BytesIO
 from backend.processes import exit_with_parent
 exit_with_parent()
 print("up", flush=True)
@@ -68,3 +71,32 @@ def test_an_orphan_ends() -> None:
     while stat.exists() and stat.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
+
+
+DECODE_MANY = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from backend.processes import give_back_memory
+from model.transforms import InputSpec, to_pixels
+
+give_back_memory()
+
+spec = InputSpec(resize_size=36, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
+content = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(8) as pool:
+    shapes = set(pool.map(lambda _: to_pixels(content, spec, max_pixels=20_000_000).shape, range(8)))
+assert shapes == {(32, 32, 3)}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_many_small_files_of_huge_images_take_the_memory_of_one(mode: str) -> None:
+    """4,400 x 4,400 pixels are 77 MB as RGBA, and less than a tenth as a file; eight at a time are over a gigabyte."""
+    file = BytesIO()
+    Image.new(mode, (4400, 4400)).save(file, format="PNG")
+    content = file.getvalue()
+    assert len(content) < 200_000
+    run = subprocess.run([sys.executable, "-c", DECODE_MANY], input=content, capture_output=True, check=True)
+    assert int(run.stdout) < 350
