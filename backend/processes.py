@@ -19,8 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from backend.errors import ConfigurationError
 
-import ctypes
-import fcntl
+_M_ARENA_MAX = -8  # malloc.h
 
 
 def runtime_folder(model_dir: Path) -> Path:

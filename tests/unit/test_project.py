@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -16,7 +17,7 @@ from typer.main import get_command
 from backend.cli import app as command_line
 from backend.label_studio_installation import REQUIREMENTS, VERSION
 from backend.routes.api import api_blueprint
-from backend.routes.openapi import openapi_blueprint
+from backend.routes.openapi import DOCUMENT, openapi_blueprint
 from backend.routes.operations import operations_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings
@@ -55,22 +56,34 @@ def test_readme_lists_every_setting_with_its_default() -> None:
     assert documented[1].strip() == settings_table(), f"README.md must hold:\n\n{settings_table()}\n"
 
 
-def test_readme_lists_every_endpoint() -> None:
-    web = Flask("documented")
+def every_endpoint() -> set[tuple[str, str]]:
+    """Return method and path of all that is served."""
+    web = Flask("documented", root_path=str(ROOT))
     no_container = cast("Any", None)
     web.register_blueprint(api_blueprint(no_container))
     web.register_blueprint(openapi_blueprint())
     web.register_blueprint(protocol_blueprint(no_container))
     web.register_blueprint(older_protocol_blueprint(no_container))
     web.register_blueprint(operations_blueprint(no_container, with_metrics=True))
-    real = {
-        f"{method} " + re.sub(r"<(?:int:(?:[a-z]+_)?)?([a-z]+)>", r"{\1}", rule.rule)
+    return {
+        (method, re.sub(r"<(?:[a-z]+:)?([a-z_]+)>", r"{\1}", rule.rule))
         for rule in web.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.endpoint != "static"
     }
+
+
+def test_readme_lists_every_endpoint() -> None:
     documented = set(re.findall(r"`((?:GET|POST|DELETE|PATCH|PUT) /[^`]*)`", readme_section("The HTTP API")))
-    assert documented == real
+    assert documented == {
+        f"{method} {re.sub('{project_id}|{job_id}', '{id}', path)}" for method, path in every_endpoint()
+    }
+
+
+def test_the_published_description_has_every_endpoint() -> None:
+    paths = json.loads(DOCUMENT.read_text())["paths"]
+    published = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert published == every_endpoint(), "backend/routes/openapi.json must describe every endpoint and no other"
 
 
 def test_readme_lists_every_command() -> None:
