@@ -19,6 +19,9 @@ from threadpoolctl import threadpool_limits
 
 from backend.errors import ConfigurationError
 
+COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""What tells prometheus_client, in each process of a supervisor, where all of them count."""
+
 _M_ARENA_MAX = -8  # malloc.h
 
 
