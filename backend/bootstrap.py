@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -17,9 +19,10 @@ from backend.adapters.durable import write_whole
 from backend.adapters.embedders import EmbedderClient
 from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.adapters.features import FeatureFiles
+from backend.adapters.health import HttpHealth
 from backend.adapters.image_cache import ImageCache
 from backend.adapters.images import ImageFetcher
-from backend.adapters.machines import LocalMachine, make_writable
+from backend.adapters.machines import LocalMachine, in_container, make_writable
 from backend.adapters.measured_images import MeasuredImages
 from backend.adapters.object_storage import ObjectStorage
 from backend.adapters.shared_artifacts import SharedArtifacts, open_artifacts
@@ -27,11 +30,17 @@ from backend.adapters.shared_features import SharedFeatures
 from backend.admission import Admission
 from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.label_studio.client import LabelStudioClient
+from backend.label_studio.inspection import Inspection
 from backend.measurements import counts
 from backend.ports import Database, ImageSource, LabelStudioGateway, ReportProgress
 from backend.processes import embedder_address
 from backend.routes.metrics import DatabaseMetrics, MachineMetrics
 from backend.scheduling import Scheduler
+from backend.services.diagnosis.examination import Examination
+from backend.services.diagnosis.findings import Installation
+from backend.services.diagnosis.label_studio import LabelStudioChecks
+from backend.services.diagnosis.machine import MachineChecks
+from backend.services.diagnosis.projects import ProjectChecks
 from backend.services.embedding import Embedding
 from backend.services.ingestion import Ingestion
 from backend.services.monitoring import Monitoring
@@ -285,6 +294,50 @@ class Container:
     def worker_metrics(self) -> CollectorRegistry:
         """What Prometheus reads from a worker on its own: nothing that it reads from the web process already."""
         return _registry(counts(), MachineMetrics(self.monitoring))
+
+    @cached_property
+    def examination(self) -> Examination:
+        """The doctor; it leaves the schema of the database as it is."""
+        settings = self.settings
+        installation = Installation(
+            tandem_version=installed_version("tandem-label-studio"),
+            torch_version=installed_version("torch"),
+            label_studio_url=settings.label_studio_url,
+            has_api_key=settings.label_studio_api_key is not None,
+            public_url=settings.public_url,
+            own_url=f"http://127.0.0.1:{settings.port}",
+            uses_basic_auth=settings.basic_auth_user is not None,
+            device=settings.device,
+            backbone=settings.backbone,
+            weights=settings.weights,
+            pushes_predictions=settings.push_predictions,
+            in_container=in_container(),
+        )
+        database = SqlDatabase(settings.resolved_database_url)
+        inspector = None
+        if settings.label_studio_url and settings.label_studio_api_key:
+            inspector = Inspection(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+        health, clock = HttpHealth(), self.clock
+        machine = LocalMachine(settings.model_dir)
+        return Examination(
+            MachineChecks(
+                installation, database, self.artifacts, machine, self.embedder, self._load_backbone, health, clock
+            ),
+            LabelStudioChecks(installation, inspector, health, clock),
+            ProjectChecks(installation, database, self.gateway, inspector, self.images, clock),
+        )
+
+    def _load_backbone(self) -> str:
+        """Load the backbone as the embedding process would, and return what a user should know about it.
+
+        Raises:
+            ValueError: there is no such backbone, or the weights are not its own.
+        """
+        from model.backbones import load_backbone
+
+        settings = self.settings
+        weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
+        return load_backbone(settings.backbone, weights, n_views=settings.image_views).note
 
     @cached_property
     def job_handlers(self) -> dict[JobKind, Callable[[int, ReportProgress], str]]:

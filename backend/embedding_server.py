@@ -124,6 +124,7 @@ class EmbeddingServer:
         header = ReplyHeader(
             backbone_digest=digest,
             categories=classifier.categories if classifier else (),
+            note="" if request.paths else engine.backbone.note,
             block_sizes=engine.backbone.block_sizes,
             n_rows=len(features),
             problems=problems,

@@ -46,6 +46,7 @@ class LocalLabelStudio:
         cache_dir: Path,
         preferred_port: int | None = None,
         legacy_tokens: bool = True,
+        private_addresses: bool = True,
         report: Report = be_silent,
     ) -> None:
         """Describe the server.
@@ -56,12 +57,15 @@ class LocalLabelStudio:
             preferred_port: taken when free; any free one otherwise.
             legacy_tokens: whether Label Studio accepts legacy tokens (its own default is not to); counts when
                 ``data_dir`` is made.
+            private_addresses: whether Label Studio calls backends and webhooks on this machine and its network (its
+                own default is not to).
             report: told in a few words what is going on, at most some times a second.
         """
         self.data_dir = data_dir.absolute()
         self.cache_dir = cache_dir.absolute()
         self._preferred_port = preferred_port
         self._legacy_tokens = legacy_tokens
+        self._private_addresses = private_addresses
         self._report = report
         self._process = BackgroundProcess(folder=self.data_dir, name="label-studio")
         self._login_file = self.data_dir / "login.json"
@@ -205,8 +209,8 @@ class LocalLabelStudio:
             "LOCAL_FILES_SERVING_ENABLED": "true",
             "LOCAL_FILES_DOCUMENT_ROOT": str(self.data_dir / "local_files"),
             # Without both, Label Studio refuses a backend, or silently its webhook, on this machine.
-            "ML_BLOCK_LOCAL_IP": "false",
-            "SSRF_PROTECTION_ENABLED": "false",
+            "ML_BLOCK_LOCAL_IP": str(not self._private_addresses).lower(),
+            "SSRF_PROTECTION_ENABLED": str(not self._private_addresses).lower(),
         }
 
     def _wait_until_healthy(self) -> None:

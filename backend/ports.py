@@ -296,6 +296,7 @@ class Database(Protocol):
         Raises:
             StoreUnavailable: it cannot be read.
             ConfigurationError: its schema is another one.
+            NotFound: it has none yet.
         """
 
     def close(self) -> None:
@@ -426,10 +427,14 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderBackbone:
-    """A backbone by its digest; ``categories`` are what the classifier it was pretrained with tells apart, if any."""
+    """A backbone by its digest; ``categories`` are what the classifier it was pretrained with tells apart, if any.
+
+    ``note`` is what a user should know about it, in plain words; often nothing.
+    """
 
     digest: str
     categories: tuple[str, ...] = ()
+    note: str = ""
 
 
 class Embedder(Protocol):
@@ -568,6 +573,69 @@ class LabelStudioGateway(Protocol):
 
     def set_sampling(self, project: int, sampling: Sampling) -> None:
         """Set by what the label stream chooses the next task."""
+
+
+class UrlVerdict(StrEnum):
+    """What Label Studio makes of a URL of ours, without asking it."""
+
+    ACCEPTED = "accepted"
+    MALFORMED = "malformed"
+    BLOCKED = "blocked"
+    UNRESOLVED = "unresolved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStudioServer:
+    """A Label Studio; ``time`` is its clock's, where it tells."""
+
+    version: str
+    time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectedBackend:
+    """A backend of a project; ``problem`` says why Label Studio could not reach it just now."""
+
+    url: str
+    title: str
+    is_connected: bool
+    problem: str = ""
+
+
+class LabelStudioInspector(Protocol):
+    """Questions to Label Studio about its connection with us; they raise a kind of ``LabelStudioError``.
+
+    Nothing is changed. ``project`` arguments are Label Studio's own project ids.
+    """
+
+    @property
+    def key_kind(self) -> str:
+        """What kind of API key the settings give, in words."""
+
+    def server(self) -> LabelStudioServer:
+        """Return what is running there; no API key is needed for that."""
+
+    def account(self) -> str:
+        """Return whose API key it is."""
+
+    def backends(self, project: int) -> list[ConnectedBackend]:
+        """Return the backends of a project, each of them called by Label Studio just now."""
+
+    def judge_backend_url(self, project: int, url: str) -> UrlVerdict:
+        """Return whether Label Studio would connect a backend with this URL."""
+
+    def judge_webhook_url(self, project: int, url: str) -> UrlVerdict:
+        """Return whether Label Studio would make a webhook with this URL."""
+
+    def send_event(self, project: int) -> None:
+        """Make Label Studio send an event about a project: it is saved with the title that it has."""
+
+
+class HealthProbe(Protocol):
+    """Looks whether a Tandem answers."""
+
+    def problem(self, base_url: str) -> str:
+        """Return why no Tandem answers at a URL, nothing when one does."""
 
 
 # --- running jobs --------------------------------------------------------------------------------------------

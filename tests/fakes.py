@@ -30,7 +30,15 @@ from backend.domain import (
     Webhook,
 )
 from backend.errors import EmbedderUnavailable, ImageError, ImageNotFound, LabelStudioError, LabelStudioRejected
-from backend.ports import CachedImage, EmbedderBackbone, Embedding, ReportProgress
+from backend.ports import (
+    CachedImage,
+    ConnectedBackend,
+    EmbedderBackbone,
+    Embedding,
+    LabelStudioServer,
+    ReportProgress,
+    UrlVerdict,
+)
 from tests.factories import BASE_DIGEST, NOON
 
 
@@ -93,6 +101,7 @@ class FakeEmbedder:
     def __init__(self, digest: str = BASE_DIGEST, categories: tuple[str, ...] = ()) -> None:
         self.digest = digest
         self.categories = categories
+        self.note = ""
         self.finetuned: set[str] = set()
         self.down = False
         self.embedded: list[Path] = []
@@ -100,7 +109,7 @@ class FakeEmbedder:
 
     def base(self) -> EmbedderBackbone:
         self._check()
-        return EmbedderBackbone(digest=self.digest, categories=self.categories)
+        return EmbedderBackbone(digest=self.digest, categories=self.categories, note=self.note)
 
     def embed(
         self,
@@ -366,3 +375,62 @@ def resolver(*addresses: str):
         ]
 
     return resolve
+
+
+class FakeInspector:
+    """What Label Studio would say of its connection with us; ``error`` is what every call raises."""
+
+    key_kind = "personal access token"
+
+    def __init__(self) -> None:
+        self.error: LabelStudioError | None = None
+        self.key_error: LabelStudioError | None = None
+        self.event_error: LabelStudioError | None = None
+        self.version = "1.23.2"
+        self.time: datetime | None = NOON
+        self.connected: list[ConnectedBackend] = []
+        self.backend_verdict = UrlVerdict.ACCEPTED
+        self.webhook_verdict = UrlVerdict.ACCEPTED
+        self.on_event: Callable[[int], None] = lambda _project: None
+
+    def server(self) -> LabelStudioServer:
+        self._check()
+        return LabelStudioServer(version=self.version, time=self.time)
+
+    def account(self) -> str:
+        self._check()
+        if self.key_error:
+            raise self.key_error
+        return "ops@example.com"
+
+    def backends(self, project: int) -> list[ConnectedBackend]:  # noqa: ARG002
+        self._check()
+        return self.connected
+
+    def judge_backend_url(self, project: int, url: str) -> UrlVerdict:  # noqa: ARG002
+        self._check()
+        return self.backend_verdict
+
+    def judge_webhook_url(self, project: int, url: str) -> UrlVerdict:  # noqa: ARG002
+        self._check()
+        return self.webhook_verdict
+
+    def send_event(self, project: int) -> None:
+        self._check()
+        if self.event_error:
+            raise self.event_error
+        self.on_event(project)
+
+    def _check(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class FakeHealth:
+    """Says of each URL that a Tandem answers there, unless ``problems`` has a reason."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+
+    def problem(self, base_url: str) -> str:
+        return self.problems.get(base_url, "")

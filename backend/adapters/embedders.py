@@ -42,6 +42,7 @@ class ReplyHeader(BaseModel):
 
     backbone_digest: str
     categories: tuple[str, ...] = ()
+    note: str = ""
     block_sizes: tuple[int, ...] = ()
     n_rows: int = 0
     problems: dict[int, str] = {}
@@ -70,7 +71,7 @@ class EmbedderClient:
     def base(self) -> EmbedderBackbone:
         """Return the pretrained backbone that the settings name."""
         header, _ = self._ask(EmbedRequest())
-        return EmbedderBackbone(digest=header.backbone_digest, categories=header.categories)
+        return EmbedderBackbone(digest=header.backbone_digest, categories=header.categories, note=header.note)
 
     def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
         """Embed image files."""

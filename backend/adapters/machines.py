@@ -74,6 +74,11 @@ def make_writable(folder: Path) -> None:
         ) from error
 
 
+def in_container() -> bool:
+    """Tell whether this process runs in a container: Docker's, Podman's or a pod's."""
+    return any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io"))
+
+
 def _is_held(lock: Path) -> bool:
     """Tell whether a process holds a lock exclusively; to ask keeps nobody from taking it for longer than that."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, RootModel, ValidationError
 
 from backend.errors import LabelStudioRejected
-from backend.label_studio.fields import Count, Flag, Id, Payload, Reference, field_names
+from backend.label_studio.fields import Count, Flag, Id, Mapped, Payload, Reference, field_names
 from backend.label_studio.payloads import TaskPayload
 
 
@@ -28,6 +28,10 @@ class BackendPayload(Payload):
     """A machine learning backend of a project."""
 
     url: str
+    title: str | None = None
+    state: str = ""
+    readable_state: str = "unknown"
+    error_message: str | None = None
 
 
 class WebhookPayload(Payload):
@@ -49,6 +53,25 @@ class ImportPayload(Payload):
     """The answer to an import of predictions."""
 
     created: Count
+
+
+class VersionPayload(Payload):
+    """``GET /api/version``."""
+
+    release: str
+
+
+class AccountPayload(Payload):
+    """``GET /api/current-user/whoami``."""
+
+    email: str
+
+
+class RefusalPayload(Payload):
+    """A refusal; ``validation_errors`` has the fields that are wrong."""
+
+    detail: str = ""
+    validation_errors: Mapped = Field(default_factory=dict)
 
 
 M = TypeVar("M", bound=BaseModel)

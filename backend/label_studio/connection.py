@@ -48,7 +48,9 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
+class Answer:
+    """What came back, whatever its status; nothing of it may be shown to anybody unread."""
+
     status: int
     headers: Mapping[str, str]
     content: bytes
@@ -95,6 +97,11 @@ class Connection:
         """Close the connections that are kept open."""
         self._session.close()
 
+    @property
+    def key_kind(self) -> str:
+        """What kind of API key it is, in words."""
+        return self._credentials.kind
+
     def authorization(self) -> dict[str, str]:
         """Return the header that authorizes a request right now.
 
@@ -121,7 +128,16 @@ class Connection:
                 time.sleep(max(failure.delay_s, self._first_delay_s * 2 ** (attempt - 1)))
         raise AssertionError("the last attempt returns or raises")
 
-    def _send_authorized(self, call: Call) -> _Answer:
+    def exchange(self, call: Call, *, authorized: bool = True) -> Answer:
+        """Make a call once and return the answer, also one that is a refusal.
+
+        Raises:
+            LabelStudioUnavailable: no answer.
+            LabelStudioUnauthorized: the API key is refused.
+        """
+        return self._send_authorized(call) if authorized else self._send(call, {})
+
+    def _send_authorized(self, call: Call) -> Answer:
         authorization = self._credentials.authorization()
         answer = self._send(call, {"Authorization": authorization})
         if answer.status == 401 and self._credentials.renew(authorization):
@@ -130,7 +146,7 @@ class Connection:
             raise LabelStudioUnauthorized(self._credentials.explain_refusal(answer.content))
         return answer
 
-    def _send(self, call: Call, headers: Mapping[str, str]) -> _Answer:
+    def _send(self, call: Call, headers: Mapping[str, str]) -> Answer:
         try:
             with self._session.request(
                 call.method,
@@ -142,7 +158,7 @@ class Connection:
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                return _Answer(status=response.status_code, headers=response.headers, content=self._load(response))
+                return Answer(status=response.status_code, headers=response.headers, content=self._load(response))
         except requests.RequestException as error:
             problem = f"Label Studio at {self.base_url} {_describe(error)} ({call})"
             if call.repeatable or _never_arrived(error):
@@ -160,7 +176,7 @@ class Connection:
                 )
         return bytes(content)
 
-    def _read(self, call: Call, answer: _Answer) -> Any:
+    def _read(self, call: Call, answer: Answer) -> Any:
         problem = f"Label Studio at {self.base_url} answered {call} with {answer.status}"
         if answer.status == 429:
             retry_after = answer.headers.get("Retry-After", "")

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from backend.errors import ConfigurationError
 
@@ -30,7 +30,9 @@ LEGACY_REFUSED = (
 
 
 class Credentials(Protocol):
-    """How requests are authorized."""
+    """How requests are authorized; ``kind`` says with what, in words."""
+
+    kind: ClassVar[str]
 
     def authorization(self) -> str:
         """Return the value of the header ``Authorization``."""
@@ -44,6 +46,8 @@ class Credentials(Protocol):
 
 class LegacyToken:
     """A token that is sent as it is."""
+
+    kind: ClassVar[str] = "legacy token"
 
     def __init__(self, api_key: str) -> None:
         self._api_key = api_key
@@ -66,6 +70,8 @@ class PersonalAccessToken:
 
     Threads that need a new access token at the same time make one exchange: the others wait for it.
     """
+
+    kind: ClassVar[str] = "personal access token"
 
     def __init__(self, api_key: str, exchange: Callable[[str], str]) -> None:
         self._api_key = api_key

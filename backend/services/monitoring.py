@@ -8,7 +8,7 @@ from datetime import datetime
 import structlog
 
 from backend.domain import Job, JobTally
-from backend.errors import ConfigurationError, StoreUnavailable
+from backend.errors import ConfigurationError, NotFound, StoreUnavailable
 from backend.ports import Clock, Database, DiskSpace, EmbedderState, GpuMemory, Machine
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Monitoring:
         except StoreUnavailable as error:
             log.warning("not ready", reason=str(error))
             reasons["database"] = "it cannot be used now"
-        except ConfigurationError as error:
+        except (ConfigurationError, NotFound) as error:
             log.warning("not ready", reason=str(error))
             reasons["database"] = str(error)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import structlog
 from PIL import Image
 from typer.testing import CliRunner
 
+from backend.background_process import free_port
 from backend.cli import app, main
 from backend.domain import AnnotationsSeen, JobKind, JobStatus, VersionStatus
 from backend.promotion import version_key
@@ -100,6 +102,86 @@ class TestStatus:
         monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
         assert run_json("status") == []
         assert run_text("status") == "nothing yet"
+
+
+class TestDoctor:
+    """What it finds is in ``services/test_diagnosis.py`` and ``integration/test_doctor.py``."""
+
+    @pytest.fixture(autouse=True)
+    def _without_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WEIGHTS", "none")
+        monkeypatch.setenv("PORT", str(free_port()))
+
+    def examine(self) -> tuple[int, dict[str, Any]]:
+        result = RUNNER.invoke(app, ["doctor", "--json"], catch_exceptions=False)
+        told = json.loads(result.stdout)
+        assert set(told) == {"ok", "checks"}
+        for check in told["checks"]:
+            assert set(check) == {"check", "status", "found", "remedy", "project"}
+            assert check["status"] in ("ok", "warning", "failed", "skipped")
+            assert check["remedy"] or check["status"] in ("ok", "skipped")
+        return result.exit_code, told
+
+    def test_as_json(self, model_dir: World) -> None:
+        assert model_dir.project.id == PROJECT
+        status, told = self.examine()
+        assert (status, told["ok"]) == (1, False)
+        by_name = {check["check"]: check for check in told["checks"]}
+        assert by_name["label studio url"]["status"] == "failed"
+        assert by_name["label config"] == {
+            "check": "label config",
+            "status": "ok",
+            "found": "2 classes of <Choices name='choice'>",
+            "remedy": "",
+            "project": PROJECT,
+        }
+
+    def test_as_text(self, model_dir: World) -> None:
+        assert model_dir.project.id == PROJECT
+        result = RUNNER.invoke(app, ["doctor"], catch_exceptions=False, env={"COLUMNS": "80"})
+        assert result.exit_code == 1
+        assert "✗ label studio url LABEL_STUDIO_URL is not set\n" in result.stdout
+        assert "→ set LABEL_STUDIO_URL to where Label Studio is, as this machine reaches it\n" in result.stdout
+        assert "\nproject 5\n✓ label config" in result.stdout
+        assert re.search(r"\d+ ok, \d+ warning, \d+ failed, \d+ skipped\n$", result.stdout)
+
+    def test_before_the_first_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
+        _, told = self.examine()
+        by_name = {check["check"]: check["status"] for check in told["checks"]}
+        assert by_name["database"] == "warning"
+        assert by_name["projects"] == by_name["worker"] == "skipped"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("PORT", "many"), ("DATABASE_URL", "mysql://user:never-show-this@host/name"), ("LABEL_STUDIO_API_KEY", "key")],
+    )
+    def test_settings_that_cannot_be_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+        monkeypatch.setenv(name, value)
+        status, told = self.examine()
+        (check,) = told["checks"]
+        assert (status, check["check"], check["status"]) == (1, "settings", "failed")
+        assert name in check["found"]
+        assert "never-show-this" not in check["found"]
+
+    @pytest.mark.usefixtures("model_dir")
+    def test_no_secret_is_ever_printed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        secrets = {
+            "LABEL_STUDIO_API_KEY": "aaaa.never-show-this.bbbb",
+            "BASIC_AUTH_PASS": "never-show-this-password",
+            "WEBHOOK_SECRET": "never-show-this-secret",
+            "DATABASE_URL": "postgresql://tandem:never-show-this@127.0.0.1:1/tandem",
+        }
+        for name, value in {**secrets, "BASIC_AUTH_USER": "tandem", "PUBLIC_URL": "http://127.0.0.1:1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:1")
+        for options in ([], ["--json"]):
+            result = RUNNER.invoke(app, ["doctor", *options], catch_exceptions=False)
+            assert "postgresql" in result.output
+            assert "never-show-this" not in result.output
 
 
 class TestVersions:

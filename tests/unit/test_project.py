@@ -20,6 +20,7 @@ from backend.routes.api import api_blueprint
 from backend.routes.openapi import DOCUMENT, openapi_blueprint
 from backend.routes.operations import operations_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
+from backend.services.diagnosis.findings import Check
 from backend.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,11 @@ def test_readme_lists_every_command() -> None:
     real = set(cast("Any", get_command(command_line)).commands)
     documented = set(re.findall(r"^\| `tandem ([a-z-]+)`", readme_section("The command `tandem`"), re.MULTILINE))
     assert documented == real
+
+
+def test_every_check_of_the_doctor_is_described() -> None:
+    documented = re.findall(r"^\| `([a-z ]+)` \|", read("docs/doctor.md"), re.MULTILINE)
+    assert documented == [check.value for check in Check]
 
 
 def test_the_tree_in_readme_exists() -> None:

@@ -34,7 +34,7 @@ from backend.adapters.database.projects import SqlProjectStore
 from backend.adapters.database.tasks import SqlTaskStore
 from backend.adapters.database.versions import SqlVersionStore
 from backend.adapters.database.views import SqlViewStore
-from backend.errors import ConfigurationError, StoreUnavailable
+from backend.errors import ConfigurationError, NotFound, StoreUnavailable
 from backend.ports import AnnotationStore, BackboneStore, JobStore, ProjectStore, TaskStore, VersionStore, ViewStore
 
 LOCK_TIMEOUT_S = 30
@@ -117,9 +117,12 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: it cannot be read.
             ConfigurationError: its schema is another one.
+            NotFound: it has none yet.
         """
         with _unavailability_reported(self._reading), self._reading.connect() as connection:
             revision = current_revision(connection)
+        if revision is None:
+            raise NotFound("the database is empty yet: Tandem makes what it needs when it starts")
         if revision != HEAD_REVISION:
             raise ConfigurationError(
                 f"its schema is at revision {revision!r}, this Tandem needs {HEAD_REVISION!r}: "
