@@ -135,21 +135,30 @@ class Container:
         )
 
     @cached_property
+    def feature_files(self) -> FeatureFiles:
+        """Features stored on this machine."""
+        return FeatureFiles(self.settings.model_dir / "features")
+
+    @cached_property
     def features(self) -> FeatureFiles | SharedFeatures:
         """Stored features; shared where versions are."""
-        files = FeatureFiles(self.settings.model_dir / "features")
         url = self.settings.resolved_artifacts_url
         if "://" not in url:
-            return files
+            return self.feature_files
         folder = self.settings.model_dir / "feature-exchange"
-        return SharedFeatures(files, ObjectStorage(url), folder, patience_s=self._storage_patience_s)
+        return SharedFeatures(self.feature_files, ObjectStorage(url), folder, patience_s=self._storage_patience_s)
+
+    @cached_property
+    def image_cache(self) -> ImageCache:
+        """Images on this machine."""
+        return ImageCache(self.settings.model_dir / "images", max_bytes=self.settings.image_cache_bytes)
 
     @cached_property
     def images(self) -> ImageSource:
         """Images, through a bounded cache."""
         settings = self.settings
         fetcher = ImageFetcher(
-            ImageCache(settings.model_dir / "images", max_bytes=settings.image_cache_bytes),
+            self.image_cache,
             label_studio_url=settings.label_studio_url,
             authorization=self.client.authorization if self.client else None,
             image_hosts=settings.image_hosts,
@@ -366,6 +375,8 @@ class Container:
         """Return a worker with a lane for what waits, one for images, one for heads, one for fine-tuning."""
         in_thread = ThreadExecutor(self.job_handlers)
         self.artifacts.clean()
+        self.image_cache.clean()
+        self.feature_files.clean()
         heads = ProcessExecutor(keep_warm=True)
         heads.warm_up()
         return Worker(

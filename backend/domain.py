@@ -451,6 +451,10 @@ class Metrics:
     ece: float
 
 
+INTERRUPTED = "its training was interrupted before it was judged"
+"""Why a version was rejected that may have no weights, and says nothing about what the next one will be worth."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
     """One learned model of a project; ``fingerprint`` identifies the exact labels and features it learned from."""
@@ -468,6 +472,11 @@ class ModelVersion:
     backbone_digest: str
     fingerprint: str
     reason: str = ""
+
+    @property
+    def was_judged(self) -> bool:
+        """Whether it was decided what it is worth."""
+        return self.status is not VersionStatus.CANDIDATE and self.reason != INTERRUPTED
 
 
 def finetune_labels(versions: Sequence[ModelVersion]) -> int:

@@ -74,7 +74,7 @@ class EmbeddingServer:
                 threading.Thread(target=self._answer_all, args=(connection,), daemon=True).start()
 
     def _answer_all(self, connection: Connection) -> None:
-        with connection, contextlib.suppress(EOFError, ConnectionError):
+        with connection, contextlib.suppress(EOFError, OSError):
             while True:
                 request = REQUESTS.validate_json(connection.recv_bytes())
                 features = connection.recv_bytes() if isinstance(request, ClassifyRequest) else b""

@@ -26,6 +26,8 @@ TandemError
 ├── TrainingImpossible            too few labels or classes; not a failure
 ├── JobCancelled                  somebody cancelled the running job
 ├── JobFailed                     a job's child process ended without success
+├── JobInterrupted                what a job needs is out of reach for now: worth another try
+│   └── JobProcessDied            its child process was killed: worth a few more tries
 └── JobLost                       the lease of the running job went to another worker
 """
 
@@ -146,5 +148,24 @@ class JobFailed(TandemError):
     """A job's child process ended without success."""
 
 
+class JobInterrupted(TandemError):
+    """What a job needs is out of reach for now: worth another try."""
+
+
+class JobProcessDied(JobInterrupted):
+    """A job's child process was killed: worth a few more tries."""
+
+
 class JobLost(TandemError):
     """The lease of the running job went to another worker."""
+
+
+PASSING_ERRORS = (
+    EmbedderUnavailable,
+    ImageUnavailable,
+    JobInterrupted,
+    LabelStudioUnavailable,
+    StoreUnavailable,
+    OSError,
+)
+"""What may be gone when a job is tried again; of the system's errors that is a full disk above all."""

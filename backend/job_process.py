@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from backend.adapters.executors import JobMessage, lower_priority
 from backend.bootstrap import Container
 from backend.domain import JobKind, Progress
-from backend.errors import StoreUnavailable, TandemError, TrainingImpossible
+from backend.errors import PASSING_ERRORS, TandemError, TrainingImpossible
 from backend.logs import configure_logs, log_what_nobody_caught
 from backend.processes import exit_with_parent, give_back_memory, one_linear_algebra_thread
 from backend.settings import load_settings
@@ -64,8 +64,9 @@ def _run(container: Container, request: JobRequest, say: Callable[[JobMessage], 
         return JobMessage(outcome=handler(request.project_id, report))
     except TrainingImpossible as error:
         return JobMessage(impossible=str(error))
-    except StoreUnavailable as error:
-        return JobMessage(unavailable=str(error))
+    except PASSING_ERRORS as error:
+        log.warning("job interrupted", reason=str(error))
+        return JobMessage(interruption=str(error))
     except TandemError as error:
         return JobMessage(failure=str(error))
     except Exception as error:  # the process lives on for the next job, and the log keeps the traceback

@@ -186,6 +186,9 @@ class JobStore(Protocol):
             JobLost: the job is no longer this worker's.
         """
 
+    def shorten_waits(self, latest_lease: datetime, latest_start: datetime) -> None:
+        """Let no lease and no wait of a queued job reach further than that: the clock has gone back since."""
+
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return them."""
 

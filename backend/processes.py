@@ -84,6 +84,17 @@ def _remove_unless_locked(folder: Path) -> None:
         os.close(lock)
 
 
+def is_running(process_id: int) -> bool:
+    """Tell whether this machine has a process with an id."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def exit_with_parent() -> None:
     """End this process soon after its parent has ended, however that happened."""
     parent = os.getppid()

@@ -18,6 +18,11 @@ class Scheduler:
         self._clock = clock
         self._policy = policy
 
+    @property
+    def longest_wait(self) -> timedelta:
+        """How long a burst of events may put off a job."""
+        return timedelta(seconds=max(self._policy.quiet_s, self._policy.max_wait_s))
+
     def soon(self, stores: Stores, project_id: int, kind: JobKind) -> Job:
         """Queue a job for the next quiet moment, at the latest the policy's longest wait after the first call."""
         now = self._clock.now()
@@ -34,8 +39,9 @@ class Scheduler:
         """Queue a fine-tuning for the next quiet moment, unless one failed or was cancelled a short while ago."""
         last = next((job for job in stores.jobs.all(project_id) if job.kind is JobKind.FINETUNE), None)
         fruitless = last is not None and last.status in (JobStatus.FAILED, JobStatus.CANCELLED)
-        if last and fruitless and last.finished_at and self._clock.now() < last.finished_at + FINETUNE_PAUSE:
-            return None
+        if last and fruitless and last.finished_at:
+            pause_is_over = not last.finished_at <= self._clock.now() < last.finished_at + FINETUNE_PAUSE
+            return self.soon(stores, project_id, JobKind.FINETUNE) if pause_is_over else None
         return self.soon(stores, project_id, JobKind.FINETUNE)
 
     def push(self, stores: Stores, project_id: int) -> Job:
@@ -46,7 +52,7 @@ class Scheduler:
         now = self._clock.now()
         run_after = now
         for job in stores.jobs.all(project_id):
-            if job.kind is JobKind.PUSH and job.started_at and job.finished_at:
+            if job.kind is JobKind.PUSH and job.started_at and job.finished_at and job.finished_at <= now:
                 rest = PUSH_REST_FACTOR * (job.finished_at - job.started_at)
                 run_after = max(now, min(job.finished_at + rest, now + timedelta(minutes=5)))
                 break

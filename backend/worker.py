@@ -10,25 +10,26 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, VersionStatus
+from backend.domain import INTERRUPTED, Job, JobKind, JobStatus, Progress, RetryPolicy, VersionKind, VersionStatus
 from backend.errors import (
+    PASSING_ERRORS,
     EmbedderUnavailable,
-    ImageUnavailable,
     JobCancelled,
     JobLost,
+    JobProcessDied,
     LabelStudioError,
-    LabelStudioUnavailable,
     StoreUnavailable,
     TandemError,
     TrainingImpossible,
 )
 from backend.logs import in_this_context
 from backend.ports import Clock, Database, Executor, Stores
+from backend.processes import is_running
 from backend.scheduling import Scheduler
 from backend.services.reconciliation import Reconciliation
 from backend.services.retention import Retention
@@ -40,7 +41,11 @@ HEARTBEAT_BEATS = 5
 JOB_HISTORY = timedelta(days=7)
 SYNC_REST_FACTOR = 20.0
 RETENTION_INTERVAL_S = 3600.0
-PASSING_ERRORS = (EmbedderUnavailable, ImageUnavailable, LabelStudioUnavailable, StoreUnavailable)
+MAX_DEATHS = 5
+EMBEDDER_ATTEMPTS_FACTOR = 10
+EMBEDDER_LONGEST_DELAY_S = 5.0
+LONGEST_WAIT = timedelta(minutes=5)
+TRAININGS = {JobKind.HEAD: VersionKind.HEAD, JobKind.FINETUNE: VersionKind.FINETUNE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,12 @@ class Worker:
         self._lanes = lanes
         self._sync_interval = timedelta(seconds=sync_interval_s)
         self._retry = retry
+        # it is on this machine, starts again by itself, and to ask it costs nothing
+        self._embedder_retry = replace(
+            retry,
+            max_attempts=EMBEDDER_ATTEMPTS_FACTOR * retry.max_attempts,
+            longest_delay_s=min(retry.longest_delay_s, EMBEDDER_LONGEST_DELAY_S),
+        )
         self._stopping = threading.Event()
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
@@ -97,19 +108,32 @@ class Worker:
     def _recover(self) -> None:
         """Queue what may have been missed while no worker ran."""
         with self._database.transaction() as stores:
+            self._take_up(stores)
             for project in stores.projects.all():
-                self._drop_unjudged(stores, project.id)
+                for kind in TRAININGS:
+                    self._drop_unjudged(stores, project.id, kind)
                 self._scheduler.now(stores, project.id, JobKind.SYNC)
                 self._scheduler.now(stores, project.id, JobKind.EMBED)
                 self._scheduler.now(stores, project.id, JobKind.HEAD)
 
-    def _drop_unjudged(self, stores: Stores, project_id: int) -> None:
-        """Reject candidates that nobody is about to judge any more."""
-        if any(job.status is JobStatus.RUNNING for job in stores.jobs.all(project_id)):
+    def _take_up(self, stores: Stores) -> None:
+        """Queue what workers of this machine left behind when they died, without waiting for their leases to pass."""
+        now = self._clock.now()
+        for job in stores.jobs.unfinished():
+            if job.status is JobStatus.QUEUED:
+                self._scheduler.now(stores, job.project_id, job.kind)
+            elif job.worker and has_ended(job.worker):
+                stores.jobs.requeue(job.id, job.worker, now, "its worker ended without a word")
+
+    def _drop_unjudged(self, stores: Stores, project_id: int, kind: JobKind) -> None:
+        """Reject candidates of a kind of training that nobody is about to judge any more."""
+        if kind not in TRAININGS or any(
+            job.kind is kind and job.status is JobStatus.RUNNING for job in stores.jobs.all(project_id)
+        ):
             return
         for version in stores.versions.all(project_id):
-            if version.status is VersionStatus.CANDIDATE:
-                stores.versions.reject(project_id, version.name, "its training was interrupted before it was judged")
+            if version.status is VersionStatus.CANDIDATE and version.kind is TRAININGS[kind]:
+                stores.versions.reject(project_id, version.name, INTERRUPTED)
 
     def _work(self, lane: Lane) -> None:
         try:
@@ -150,7 +174,7 @@ class Worker:
             else:
                 self._finish(job, JobStatus.CANCELLED, str(error))
         except PASSING_ERRORS as error:
-            delay = self._retry.next_delay(job.attempts)
+            delay = self._delay_after(error, job)
             log.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
             if delay is None:
                 self._finish(job, JobStatus.FAILED, str(error))
@@ -163,11 +187,19 @@ class Worker:
             log.exception("job failed")
             self._finish(job, JobStatus.FAILED, f"{type(error).__name__}: {error}")
 
+    def _delay_after(self, error: Exception, job: Job) -> timedelta | None:
+        """Return how long to wait before the next try, ``None`` to give up: what kills a child may kill them all."""
+        if isinstance(error, JobProcessDied) and job.attempts >= MAX_DEATHS:
+            return None
+        policy = self._embedder_retry if isinstance(error, EmbedderUnavailable) else self._retry
+        return policy.next_delay(job.attempts)
+
     def _finish(self, job: Job, status: JobStatus, reason: str) -> None:
         log.info("job ended", status=status.value, reason=reason)
         try:
             with self._database.transaction() as stores:
                 stores.jobs.finish(job.id, self.name, status, reason, self._clock.now())
+                self._drop_unjudged(stores, job.project_id, job.kind)
         except (JobLost, StoreUnavailable) as error:
             # its lease passes, and then it is queued again
             log.warning("job lost", reason=str(error))
@@ -176,6 +208,7 @@ class Worker:
         try:
             with self._database.transaction() as stores:
                 stores.jobs.requeue(job.id, self.name, self._clock.now() + delay, reason)
+                self._drop_unjudged(stores, job.project_id, job.kind)
         except (JobLost, StoreUnavailable) as error:
             log.warning("job lost", reason=str(error))
 
@@ -206,9 +239,11 @@ class Worker:
 
     def _requeue_lost_and_sync(self, now: datetime) -> None:
         with self._database.transaction() as stores:
+            # when the clock has gone back, or another machine's is ahead
+            stores.jobs.shorten_waits(now + LEASE, now + max(LONGEST_WAIT, self._scheduler.longest_wait))
             for job in stores.jobs.requeue_expired(now):
                 log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
-                self._drop_unjudged(stores, job.project_id)
+                self._drop_unjudged(stores, job.project_id, job.kind)
             for project in stores.projects.all():
                 if self._sync_is_due(stores.jobs.all(project.id), now):
                     self._scheduler.now(stores, project.id, JobKind.SYNC)
@@ -220,7 +255,17 @@ class Worker:
         if last is None or last.started_at is None or last.finished_at is None:
             return last is None
         rest = max(self._sync_interval, SYNC_REST_FACTOR * (last.finished_at - last.started_at))
-        return now > last.finished_at + rest
+        # one that will have ended is none to go by: the clock has gone back
+        return not last.finished_at <= now <= last.finished_at + rest
+
+
+def has_ended(worker: str) -> bool:
+    """Tell whether a worker that still holds jobs ran on this machine, and is gone; call it before claiming any."""
+    host, _, process_id = worker.rpartition("-")
+    if host != socket.gethostname() or not process_id.isdecimal():
+        return False
+    # in a container each process has the id of the one before it
+    return int(process_id) == os.getpid() or not is_running(int(process_id))
 
 
 class Heartbeat:

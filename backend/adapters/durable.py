@@ -39,6 +39,21 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_path(path.parent)
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether a process that lives holds a lock on a file or folder; what is gone is not locked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a file's lock against other processes and other threads; a process that dies lets it go."""

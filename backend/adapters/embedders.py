@@ -100,14 +100,14 @@ class EmbedderClient:
         if connection is not None:
             try:
                 return _exchange(connection, messages)
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 # the embedder this thread knew has ended since; another may have taken its place
                 connection.close()
         self._local.connection = None
         try:
             connection = Client(str(self._address), family="AF_UNIX")
             reply = _exchange(connection, messages)
-        except (FileNotFoundError, EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             raise EmbedderUnavailable(
                 "the embedding process is not up: it takes some seconds to start; is tandem serve running?"
             ) from error

@@ -19,7 +19,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from backend.domain import Job, JobKind, Progress
-from backend.errors import JobFailed, StoreUnavailable, TrainingImpossible
+from backend.errors import JobFailed, JobInterrupted, JobProcessDied, TrainingImpossible
 from backend.ports import ReportProgress
 
 log = structlog.get_logger()
@@ -53,7 +53,7 @@ class JobMessage(BaseModel):
     unit: str = ""
     outcome: str | None = None
     impossible: str | None = None
-    unavailable: str | None = None
+    interruption: str | None = None
     failure: str | None = None
 
 
@@ -83,7 +83,7 @@ class ProcessExecutor:
             outcome = self._converse(job, report)
             finished = True
             return outcome
-        except (TrainingImpossible, StoreUnavailable):
+        except (TrainingImpossible, JobInterrupted):
             finished = True
             raise
         finally:
@@ -124,7 +124,7 @@ class ProcessExecutor:
             child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
         except BrokenPipeError as error:
-            raise JobFailed(self._obituary(child)) from error
+            raise self._obituary(child) from error
         progress = Progress()
         while True:
             report(progress)
@@ -133,23 +133,25 @@ class ProcessExecutor:
             except queue.Empty:
                 continue
             if line is None:
-                raise JobFailed(self._obituary(child))
+                raise self._obituary(child)
             message = _parse(line)
             if message.outcome is not None:
                 return message.outcome
             if message.impossible is not None:
                 raise TrainingImpossible(message.impossible)
-            if message.unavailable is not None:
-                raise StoreUnavailable(message.unavailable)
+            if message.interruption is not None:
+                raise JobInterrupted(message.interruption)
             if message.failure is not None:
                 raise JobFailed(message.failure)
             progress = Progress(done=message.done, total=message.total, unit=message.unit)
 
-    def _obituary(self, child: subprocess.Popen[str]) -> str:
+    def _obituary(self, child: subprocess.Popen[str]) -> JobFailed | JobProcessDied:
         status = child.wait(GRACE_S)
         if status == -signal.SIGKILL:
-            return "the child process was killed (signal 9): out of memory, or by somebody"
-        return f"the child process ended with status {status}: its last log lines say why"
+            return JobProcessDied("the child process was killed (signal 9): out of memory, or by somebody")
+        if status == -signal.SIGTERM:
+            return JobProcessDied("the child process was told to end (signal 15) by somebody")
+        return JobFailed(f"the child process ended with status {status}: its last log lines say why")
 
 
 def _read_lines(stream: IO[str] | None, lines: queue.Queue[str | None]) -> None:

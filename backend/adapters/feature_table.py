@@ -123,6 +123,11 @@ class FeatureTable:
                 with self._exclusively():
                     self._sweep(keep_current=True)
 
+    def clean(self) -> None:
+        """Remove what appending and compacting left behind where a process died."""
+        with exclusive_lock(self._folder / "compaction.lock"), self._exclusively():
+            self._sweep(keep_current=True)
+
     def delete(self) -> None:
         """Remove all rows; the locks stay, because somebody may wait for them."""
         if not self._folder.is_dir():
@@ -177,7 +182,7 @@ class FeatureTable:
         generation = self._current() if keep_current else None
         spared = {generation.rows_path, generation.keys_path} if generation else set()
         for path in self._folder.iterdir():
-            if path.suffix in (".f16", ".bin") and path not in spared:
+            if path.suffix in (".f16", ".bin", ".tmp") and path not in spared:
                 path.unlink()
         sync_path(self._folder)
 

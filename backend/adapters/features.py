@@ -115,6 +115,11 @@ class FeatureFiles:
         # A table of its own, so that nobody who reads in the shared one waits for it.
         return FeatureTable(self._folder(backbone_digest)).compact(to_keys(keep))
 
+    def clean(self) -> None:
+        """Remove what processes that died left behind."""
+        for lock in self._root.glob("*/lock"):
+            self._table(lock.parent.name).clean()
+
     def delete(self, backbone_digest: str) -> None:
         """Remove all rows of a backbone; nothing happens when there are none."""
         self._table(backbone_digest).delete()

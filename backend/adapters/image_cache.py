@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import structlog
 
-from backend.adapters.durable import exclusive_lock, shared_lock
+from backend.adapters.durable import exclusive_lock, is_locked, shared_lock
 from backend.ports import CachedImage
 
 log = structlog.get_logger()
 
 GRACE_S = 600.0
-ABANDONED_S = 3600.0
+ABANDONED_S = 1.0
 KEPT_SHARE = 0.9
 COUNTING_SHARE = 0.05
 
@@ -63,21 +64,28 @@ class ImageCache:
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
                 for chunk in chunks:
                     content_hash.update(chunk)
                     n_bytes += file.write(chunk)
                 file.flush()
                 # A name must never stand for other bytes, not even after a power failure.
                 os.fdatasync(file.fileno())
-            digest = content_hash.hexdigest()
-            path = self._path(digest)
-            path.parent.mkdir(exist_ok=True)
-            with shared_lock(self._folder / "lock"):
-                temporary.replace(path)
+                digest = content_hash.hexdigest()
+                path = self._path(digest)
+                path.parent.mkdir(exist_ok=True)
+                with shared_lock(self._folder / "lock"):
+                    temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         self._count(n_bytes)
         return CachedImage(digest=digest, path=path)
+
+    def clean(self) -> None:
+        """Remove what writers that died left behind: what is still written to is locked, or was begun just now."""
+        for path, status in _files(self._folder.glob(".*")):
+            if status.st_mtime < time.time() - ABANDONED_S and not is_locked(path):
+                path.unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -90,7 +98,7 @@ class ImageCache:
             if self._written_bytes < COUNTING_SHARE * self._max_bytes:
                 return
             self._written_bytes = 0
-        self._remove_abandoned()
+        self.clean()
         self._evict()
 
     def _evict(self) -> None:
@@ -110,12 +118,6 @@ class ImageCache:
 
     def _was_handed_out(self, path: Path) -> bool:
         return any(status.st_mtime > time.time() - self._grace_s for _, status in _files([path]))
-
-    def _remove_abandoned(self) -> None:
-        """Remove what writers that died left behind."""
-        for path, status in _files(self._folder.glob(".*")):
-            if status.st_mtime < time.time() - ABANDONED_S:
-                path.unlink(missing_ok=True)
 
 
 def _files(paths: Iterable[Path]) -> Iterable[tuple[Path, os.stat_result]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import secrets
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 from backend.adapters.gpus import gpu_memory
@@ -62,11 +62,9 @@ def make_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{secrets.token_hex(4)}"
-        try:
-            probe.write_bytes(b"a disk that is full takes an empty file, but no byte")
-        finally:
-            probe.unlink(missing_ok=True)
+        # without a name: nothing is left of it, however this ends
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(b"a disk that is full takes an empty file, but no byte")
     except OSError as error:
         raise ConfigurationError(
             f"MODEL_DIR={str(folder)!r} cannot be written to ({error.strerror}): "

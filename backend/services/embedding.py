@@ -103,7 +103,7 @@ class Embedding:
         """Return for each task its feature row, shape (n_features,), or the reason why there is none.
 
         Of a task whose image is known its digest is given: its features are looked up. Other images are fetched and
-        embedded until ``deadline_s`` on the monotonic clock.
+        embedded until ``deadline_s`` on the monotonic clock, and as long as the disk takes them.
 
         Raises:
             EmbedderUnavailable: the embedding process is not up.
@@ -125,7 +125,13 @@ class Embedding:
                 break
             some = missing[start : start + BATCH_SIZE]
             timeout_s = min(self._image_timeout_s, max(0.1, deadline_s - time.monotonic()))
-            rows = self._embed(project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, urgent=True)
+            try:
+                rows = self._embed(
+                    project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, urgent=True
+                )
+            except OSError as error:  # a full disk is no reason to keep back what is known of the other images
+                log.error("image or features not stored", project=project.id, reason=str(error))
+                break
             for index, (task, row) in zip(some, rows, strict=True):
                 answers[index] = task.image_problem or "its image has no features" if row is None else row
         return answers

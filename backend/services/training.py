@@ -196,7 +196,10 @@ class Training:
         finetuning: TrainingConfig | None = None,
         finetuning_s: float | None = None,
     ) -> ModelVersion:
-        """Store what was learned as a candidate version, and how its network was trained, if it was for this one."""
+        """Store what was learned as a candidate version, and how its network was trained, if it was for this one.
+
+        The row comes before the folder: no folder is ever without a row, whenever a process dies.
+        """
         project_id = training_set.project.id
         with self._artifacts.scratch() as folder:
             labels = TrainedLabels(labelled=training_set.labelled)
@@ -209,28 +212,26 @@ class Training:
                 finetuning=asdict(finetuning) if finetuning else None,
                 finetuning_s=finetuning_s,
             )
+            report = learned.calibrated
             with self._database.transaction() as stores:
                 number = stores.versions.next_number(project_id)
-            name = version_name(project_id, number, checkpoint_digest)
-            self._artifacts.publish(version_key(project_id, name), folder)
-        structlog.contextvars.bind_contextvars(version=name)
-        report = learned.calibrated
-        candidate = ModelVersion(
-            project_id=project_id,
-            number=number,
-            name=name,
-            kind=kind,
-            status=VersionStatus.CANDIDATE,
-            created_at=self._clock.now(),
-            n_labels=len(training_set.labelled),
-            n_validation=report.n,
-            metrics=metrics_of(report),
-            class_names=training_set.schema.class_names,
-            backbone_digest=digest,
-            fingerprint=training_set.fingerprint(digest),
-        )
-        with self._database.transaction() as stores:
-            stores.versions.add(candidate)
+                candidate = ModelVersion(
+                    project_id=project_id,
+                    number=number,
+                    name=version_name(project_id, number, checkpoint_digest),
+                    kind=kind,
+                    status=VersionStatus.CANDIDATE,
+                    created_at=self._clock.now(),
+                    n_labels=len(training_set.labelled),
+                    n_validation=report.n,
+                    metrics=metrics_of(report),
+                    class_names=training_set.schema.class_names,
+                    backbone_digest=digest,
+                    fingerprint=training_set.fingerprint(digest),
+                )
+                stores.versions.add(candidate)
+            structlog.contextvars.bind_contextvars(version=candidate.name)
+            self._artifacts.publish(version_key(project_id, candidate.name), folder)
         return candidate
 
     def judge(self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned) -> PromotionDecision:
@@ -283,10 +284,12 @@ class Training:
         """Return the version that learned the same: the active one, or the newest on this backbone.
 
         The newest one counts whatever became of it: it was rejected, or somebody rolled back from it and wants it to
-        stay so. Nothing counts while the active version is unreadable, because then another one has to come.
+        stay so; but not when nobody came to judge it. Nothing counts while the active version is unreadable, because
+        then another one has to come.
         """
         newest = next((version for version in training_set.versions if version.backbone_digest == digest), None)
-        same = [each for each in (training_set.active, newest) if each and each.fingerprint == fingerprint]
+        known = [each for each in (training_set.active, newest) if each and each.was_judged]
+        same = [each for each in known if each.fingerprint == fingerprint]
         return same[0] if same and self._load_active(training_set) else None
 
     def _judged(self, digests: Sequence[str], backbone_digest: str) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import pytest
 
 from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.domain import JobKind, Progress
-from backend.errors import JobCancelled, JobFailed, StoreUnavailable, TrainingImpossible
+from backend.errors import JobCancelled, JobFailed, JobInterrupted, JobProcessDied, TrainingImpossible
 from tests.factories import make_job
 from tests.fakes import Reports
 from tests.world import World, pets
@@ -82,7 +82,7 @@ class TestWarmChild:
             if pid:
                 os.kill(pid, signal.SIGKILL)
 
-        with pytest.raises(JobFailed, match=r"was killed \(signal 9\)"):
+        with pytest.raises(JobProcessDied, match=r"was killed \(signal 9\)"):
             warm.run(HEAD, kill)
         assert pid_of(warm) is None
         assert "promoted" in warm.run(HEAD, Reports())
@@ -96,7 +96,7 @@ class TestWarmChild:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tandem")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tandem")
-        with pytest.raises(StoreUnavailable, match="s3://bucket/prefix cannot be used now"):
+        with pytest.raises(JobInterrupted, match="s3://bucket/prefix cannot be used now"):
             warm.run(HEAD, Reports())
         assert pid_of(warm), "the child is not to blame"
 

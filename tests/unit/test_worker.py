@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +20,15 @@ from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, Versi
 from backend.errors import (
     EmbedderUnavailable,
     JobFailed,
+    JobInterrupted,
+    JobProcessDied,
     LabelStudioUnauthorized,
     LabelStudioUnavailable,
     StoreUnavailable,
-    TandemError,
     TrainingImpossible,
 )
 from backend.ports import Executor, ReportProgress
-from backend.worker import LEASE, Lane, Worker
+from backend.worker import LEASE, MAX_DEATHS, Lane, Worker, has_ended
 from tests.factories import make_version
 from tests.fakes import FakeExecutor
 from tests.world import PROJECT, World
@@ -139,9 +145,17 @@ class TestOutcomes:
         assert project.projects.job(failed.id).reason == reason
 
     @pytest.mark.parametrize(
-        "error", [LabelStudioUnavailable("no answer"), EmbedderUnavailable("starting"), StoreUnavailable("locked")]
+        "error",
+        [
+            LabelStudioUnavailable("no answer"),
+            EmbedderUnavailable("starting"),
+            StoreUnavailable("locked"),
+            JobInterrupted("the database is locked"),
+            JobProcessDied("the child process was killed (signal 9)"),
+            OSError(errno.ENOSPC, "no space left on device"),
+        ],
     )
-    def test_what_may_pass_is_tried_again(self, project: World, error: TandemError) -> None:
+    def test_what_may_pass_is_tried_again(self, project: World, error: Exception) -> None:
         job = enqueue(project)
         with running(make_worker(project, FakeExecutor(Failing(error, error)))):
             wait_for(is_now(project, job, JobStatus.SUCCEEDED))
@@ -156,6 +170,13 @@ class TestOutcomes:
             wait_for(is_now(project, job, JobStatus.FAILED))
         ended = project.projects.job(job.id)
         assert (ended.attempts, ended.reason) == (2, "no answer")
+
+    def test_what_kills_every_child_is_given_up_soon(self, project: World) -> None:
+        job = enqueue(project)
+        errors = [JobProcessDied("the child process was killed (signal 9)") for _ in range(20)]
+        with running(make_worker(project, FakeExecutor(Failing(*errors)))):
+            wait_for(is_now(project, job, JobStatus.FAILED))
+        assert project.projects.job(job.id).attempts == MAX_DEATHS
 
     def test_another_try_waits(self, project: World) -> None:
         job = enqueue(project)
@@ -221,6 +242,38 @@ class TestLease:
         assert (waiting.status, waiting.reason) == (JobStatus.QUEUED, "the worker was stopped")
         with running(make_worker(project, FakeExecutor())):
             wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
+    def test_what_a_dead_worker_of_this_machine_held_is_run_again_at_once(self, project: World) -> None:
+        job = enqueue(project)
+        with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+            dead.wait()
+        with project.database.transaction() as stores:
+            now = project.clock.now()
+            stores.jobs.claim([JobKind.HEAD], f"{socket.gethostname()}-{dead.pid}", now, now + LEASE)
+            stores.versions.add(make_version(1))
+        with running(make_worker(project, FakeExecutor())):
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+        assert project.projects.job(job.id).attempts == 2
+        assert project.versions[0].status is VersionStatus.REJECTED
+
+    @pytest.mark.parametrize(
+        "worker", [f"{socket.gethostname()}-{os.getppid()}", f"elsewhere-{os.getpid()}", "elsewhere", "by-hand"]
+    )
+    def test_whose_end_is_not_known_keeps_its_lease(self, worker: str) -> None:
+        assert not has_ended(worker)
+
+    def test_a_clock_that_goes_back_keeps_nothing_waiting(self, project: World) -> None:
+        taken, waiting = enqueue(project), enqueue(project, JobKind.PUSH)
+        now = project.clock.now()
+        with project.database.transaction() as stores:
+            stores.jobs.claim([JobKind.HEAD], "dead", now, now + timedelta(hours=2))
+            stores.jobs.enqueue(PROJECT, JobKind.PUSH, now + timedelta(hours=2), now)
+        with running(make_worker(project, FakeExecutor())):
+            wait_for(lambda: project.projects.job(taken.id).lease_until == now + LEASE)
+            project.clock.forward(31)
+            wait_for(is_now(project, taken, JobStatus.SUCCEEDED))
+        with running(make_worker(project, FakeExecutor(), FakeExecutor())):
+            wait_for(is_now(project, waiting, JobStatus.SUCCEEDED))
 
     def test_a_job_of_a_worker_that_died_is_run_again(self, project: World) -> None:
         job = enqueue(project)

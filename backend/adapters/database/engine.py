@@ -8,6 +8,7 @@ try again. Transactions last milliseconds; nobody waits for the world inside one
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,6 +69,7 @@ class SqlDatabase:
         self._url = url
         self._engine = create_engine(url)
         self._reading = self._engine.execution_options(read_only=True)
+        self._turn = threading.Lock()
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -98,8 +100,24 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: another writer did not end in time, the disk is full, or the connection was lost.
         """
-        with _unavailability_reported(self._engine), self._engine.begin() as connection:
+        with _unavailability_reported(self._engine), self._own_turn(), self._engine.begin() as connection:
             yield SqlStores(connection)
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Let the threads of this process queue for SQLite.
+
+        It knows no queue: who waits for the file sleeps and asks again, longer and longer, while others slip in.
+        """
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        if not self._turn.acquire(timeout=LOCK_TIMEOUT_S):
+            raise StoreUnavailable(f"{self._engine.url.database} was in use for {LOCK_TIMEOUT_S} s: try again")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextmanager
     def snapshot(self) -> Iterator[SqlStores]:

@@ -114,6 +114,13 @@ class SqlJobStore:
         """
         self._put_back(self._held(job_id, worker), run_after, reason)
 
+    def shorten_waits(self, latest_lease: datetime, latest_start: datetime) -> None:
+        """Let no lease and no wait of a queued job reach further than that: the clock has gone back since."""
+        running = update(job_table).where(job_table.c.status == JobStatus.RUNNING)
+        self._connection.execute(running.where(job_table.c.lease_until > latest_lease).values(lease_until=latest_lease))
+        queued = update(job_table).where(job_table.c.status == JobStatus.QUEUED)
+        self._connection.execute(queued.where(job_table.c.run_after > latest_start).values(run_after=latest_start))
+
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return those that are queued again."""
         expired = self._connection.execute(

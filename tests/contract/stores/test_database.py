@@ -163,20 +163,26 @@ with database.transaction() as stores:
 
 
 class TestFailures:
-    def test_a_lock_that_is_never_released(self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("in_same_process", "problem"), [(True, "was in use"), (False, "database is locked")])
+    def test_a_lock_that_is_never_released(
+        self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, in_same_process: bool, problem: str
+    ) -> None:
         monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
         database = SqlDatabase(sqlite_url)
         database.migrate()
+        # another process has another object
+        other = database if in_same_process else SqlDatabase(sqlite_url)
 
         def write() -> None:
-            with database.transaction() as stores:
+            with other.transaction() as stores:
                 stores.projects.all()
 
         with database.transaction():
             thread = _Outcome(write)
-            with pytest.raises(StoreUnavailable, match="database is locked"):
+            with pytest.raises(StoreUnavailable, match=problem):
                 thread.result()
         write()
+        other.close()
         database.close()
 
     def test_a_full_disk(self, sqlite_url: str) -> None:

@@ -181,6 +181,16 @@ class TestLease:
         again = claimed(database, "w2", NOON + 30 * SECOND)
         assert (again.id, again.attempts, again.progress) == (job.id, 2, Progress())
 
+    def test_no_wait_reaches_further_than_a_bound(self, database: Database) -> None:
+        enqueue(database)
+        leased = claimed(database)
+        waiting = enqueue(database, kind=JobKind.PUSH)
+        for bound, expected in ((40, (30, 0)), (20, (20, 0)), (-10, (-10, -10))):
+            with database.transaction() as stores:
+                stores.jobs.shorten_waits(NOON + bound * SECOND, NOON + bound * SECOND)
+            lease_until, run_after = get(database, leased.id).lease_until, get(database, waiting.id).run_after
+            assert (lease_until, run_after) == tuple(NOON + seconds * SECOND for seconds in expected)
+
     def test_expired_with_a_cancel_request_is_cancelled(self, database: Database) -> None:
         enqueue(database)
         job = claimed(database)

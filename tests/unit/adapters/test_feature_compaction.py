@@ -259,3 +259,15 @@ def test_nothing_kept_is_lost_while_processes_append_compact_and_die(tmp_path):
     appended = {number for note in notes for number in range(int(note.stem.split("-")[1]), int(note.read_text()))}
     assert found_among(FeatureFiles(tmp_path), appended) == appended
     np.testing.assert_array_equal(reader.read(BACKBONE, digests([3]))[0], rows([3]))
+
+
+def test_what_dead_writers_left_is_removed(tmp_path):
+    store = FeatureFiles(tmp_path)
+    append(store, range(3))
+    folder = tmp_path / BACKBONE
+    before = sorted(folder.iterdir())
+    for name in ("rows-0123.f16", "keys-0123.bin", ".features.json.tmp"):
+        (folder / name).write_bytes(b"left")
+    FeatureFiles(tmp_path).clean()
+    assert sorted({*folder.iterdir()} - {folder / "compaction.lock"}) == before
+    assert store.count(BACKBONE) == 3

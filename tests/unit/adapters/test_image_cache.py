@@ -122,3 +122,21 @@ def test_several_processes_and_threads_share_a_full_cache(tmp_path):
     time.sleep(0.6)
     ImageCache(tmp_path, 20_000, grace_s=0.5).store([b"last"])
     assert n_bytes(tmp_path) <= 20_000
+
+
+def test_what_dead_writers_left_is_removed_and_what_is_written_stays(tmp_path):
+    cache = ImageCache(tmp_path, 1000)
+    (tmp_path / ".left").write_bytes(b"half")
+    then = time.time() - 2
+    os.utime(tmp_path / ".left", (then, then))
+
+    def slow():
+        yield b"first"
+        for path in tmp_path.glob(".*"):
+            os.utime(path, (then, then))
+        ImageCache(tmp_path, 1000).clean()
+        yield b"second"
+
+    image = cache.store(slow())
+    assert image.path.read_bytes() == b"firstsecond"
+    assert list(tmp_path.glob(".*")) == []

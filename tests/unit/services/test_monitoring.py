@@ -34,11 +34,11 @@ def test_a_database_out_of_reach_is_told_without_its_address(
 
 
 def test_a_full_disk_is_no_disk(monitoring: Monitoring, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
+    def full(**_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert "disk" not in monitoring.readiness().reasons
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     assert monitoring.readiness().reasons["disk"] == "MODEL_DIR cannot be written to"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from backend.adapters.database import SqlDatabase
-from backend.domain import JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
+from backend.domain import INTERRUPTED, JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
 from model.checkpoint import load_out_of_fold, load_version_report
@@ -158,6 +159,36 @@ class TestMoreLabels:
         assert candidate.status is VersionStatus.REJECTED
         assert f"against {first.name} on 24 images" in candidate.reason
         assert world.active == first
+
+    @pytest.mark.parametrize("was_dropped", [False, True])
+    def test_a_candidate_that_nobody_came_to_judge_is_fitted_again(self, world: World, was_dropped: bool) -> None:
+        world.learn(pets(20))
+        world.see_tasks(pets(4, start=21))
+        world.label(pets(4, start=21))
+        world.embed()
+        training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
+        learned = world.training.learn_head(training_set, BASE_DIGEST)
+        unjudged = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.HEAD)
+        if was_dropped:
+            with world.database.transaction() as stores:
+                stores.versions.reject(PROJECT, unjudged.name, INTERRUPTED)
+        assert "promoted" in world.fit()
+        assert world.active.n_labels == 24
+        assert world.active.number == unjudged.number + 1
+
+    def test_no_folder_is_ever_without_its_row(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        world.see_tasks(pets(12))
+        world.label(pets(12))
+        world.embed()
+        monkeypatch.setattr(world.artifacts, "publish", fail)
+        with pytest.raises(OSError, match="no space left"):
+            world.fit()
+        assert [version.status for version in world.versions] == [VersionStatus.CANDIDATE]
+        monkeypatch.undo()
+        assert "promoted" in world.fit()
 
     def test_a_rejected_candidate_is_not_fitted_again_and_again(self, world: World) -> None:
         world.learn(pets(20))
