@@ -21,6 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgresql-url", help="database that tests of the stores may empty, instead of a server of their own"
     )
+    parser.addoption("--chaos-kills", type=int, default=25, help="processes that the chaos test kills")
+    parser.addoption("--chaos-seed", type=int, help="what the chaos test draws from, as a failed one printed it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,158 @@
+"""Whatever dies, breaks off, fills up, is late or wrong: nothing that was acknowledged is lost, and all ends well.
+
+    pytest tests/chaos --chaos-kills 400 --chaos-seed 7
+
+A seed draws who acts and what breaks; when a process is hit is up to the machine, so a seed makes a failure likely to
+come again, not certain.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.processes import runtime_folder
+from tests.chaos.label_studio import LabelStudio, Truth
+from tests.chaos.processes import Processes
+from tests.chaos.storm import Annotators, Mischief, storm
+from tests.chaos.verdict import EndState, check_answers, check_rest, end_state, unrest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
+
+N_TASKS = 40
+N_FIRST_LABELS = 9
+DISK_MB = 64
+REST_TIMEOUT_S = 240.0
+
+Start = Callable[[str], tuple[LabelStudio, Processes]]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    given: int | None = request.config.getoption("--chaos-seed")
+    return random.SystemRandom().randrange(10**6) if given is None else given
+
+
+@pytest.fixture
+def n_kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--chaos-kills"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A small disk of its own, where we may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path, disk: Path | None) -> Iterator[Start]:
+    """Start a Label Studio and a Tandem beside it."""
+    started: list[tuple[LabelStudio, Processes]] = []
+
+    def start_both(name: str) -> tuple[LabelStudio, Processes]:
+        folder = tmp_path / name
+        folder.mkdir()
+        model_dir = (disk or tmp_path) / f"{name}-state"
+        label_studio = LabelStudio(Truth(backend_url=""))
+        tandem = Processes(folder, model_dir, label_studio.url)
+        label_studio.truth.backend_url = tandem.url
+        started.append((label_studio, tandem))
+        label_studio.start()
+        tandem.start()
+        return label_studio, tandem
+
+    yield start_both
+    for label_studio, tandem in started:
+        tandem.destroy()
+        label_studio.die()
+        shutil.rmtree(runtime_folder(tandem.model_dir), ignore_errors=True)
+
+
+def wait_until_up(tandem: Processes) -> None:
+    deadline_s = time.monotonic() + 120
+    while not tandem.is_up():
+        assert time.monotonic() < deadline_s, tandem.log_file.read_text()[-5000:]
+        time.sleep(0.2)
+
+
+def wait_for_rest(label_studio: LabelStudio, tandem: Processes) -> None:
+    deadline_s = time.monotonic() + REST_TIMEOUT_S
+    while problem := unrest(label_studio, tandem):
+        if time.monotonic() > deadline_s:
+            sys.stderr.write(tandem.log_file.read_text()[-20_000:])
+            pytest.fail(f"not at rest after {REST_TIMEOUT_S:.0f} s: {problem}")
+        time.sleep(0.5)
+
+
+def end_well(annotators: Annotators) -> EndState:
+    """Let everything come to rest, change one label and change it back, and return what is there in the end.
+
+    A version is replaced, whatever it is worth, once one of its labels was withdrawn: so the one that is active in the
+    end knows exactly the labels there are.
+    """
+    label_studio, tandem = annotators.label_studio, annotators.tandem
+    truth = label_studio.truth
+    wait_until_up(tandem)
+    wait_for_rest(label_studio, tandem)
+    annotation_id, (task_id, right, _) = min(each for each in truth.labels().items() if each[1][1])
+    for class_name in ("green" if right == "red" else "red", right):
+        annotators.change(annotation_id, task_id, class_name)
+        wait_for_rest(label_studio, tandem)
+    state = end_state(truth, tandem)
+    check_answers(label_studio, tandem, state)
+    assert tandem.stop() == [0, 0]
+    check_rest(tandem)
+    return state
+
+
+def report(seed: int, seconds: float, *counts: Counter[str]) -> None:
+    total = sum(counts, Counter())
+    lines = [f"seed {seed}, {seconds:.0f} s, {sum(n for what, n in total.items() if what.startswith('kill'))} kills"]
+    lines += [f"  {what}: {n}" for what, n in sorted(total.items())]
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+
+
+def test_nothing_is_lost_and_all_ends_well(start: Start, seed: int, n_kills: int, disk: Path | None) -> None:
+    sys.stdout.write(f"--chaos-seed {seed}\n")
+    label_studio, tandem = start("storm")
+    annotators = Annotators(label_studio, tandem, random.Random(seed))
+    mischief = Mischief(label_studio, tandem, random.Random(seed + 1), disk)
+    annotators.upload(N_TASKS)
+    wait_until_up(tandem)
+    for task_id in sorted(label_studio.truth.unlabelled())[:N_FIRST_LABELS]:
+        annotators.label(task_id)
+    wait_for_rest(label_studio, tandem)
+    started_s = time.monotonic()
+    storm(annotators, mischief, n_kills)
+    annotators.send_late(all_of_them=True)
+    annotators.check_acknowledged()
+    disturbed = end_well(annotators)
+    report(seed, time.monotonic() - started_s, annotators.counts, mischief.counts)
+
+    quiet_studio, quiet_tandem = start("calm")
+    quiet_studio.truth.take_over(label_studio.truth)
+    undisturbed = end_well(Annotators(quiet_studio, quiet_tandem, random.Random(seed)))
+
+    assert disturbed.labels == undisturbed.labels
+    assert disturbed.features.keys() == undisturbed.features.keys()
+    for image, row in undisturbed.features.items():
+        np.testing.assert_array_equal(disturbed.features[image], row)
+    assert disturbed.suggestions == undisturbed.suggestions
+    assert disturbed.checkpoint == undisturbed.checkpoint
