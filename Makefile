@@ -48,6 +48,9 @@ chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothin
 image-test: $(READY)  ## build the image, start docker-compose.yml with it and run the end-to-end tests against that
 	@scripts/image-test
 
+fuzz: $(READY)  ## a coverage-guided fuzzer on label configs, request bodies and images, five minutes each
+	$(IN_VENV) pytest tests/fuzz --fuzz-seconds 300 --timeout 900
+
 clean:  ## remove environments and caches; what Tandem and the demo stored stays
 	rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

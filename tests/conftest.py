@@ -18,6 +18,7 @@ CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-seconds", type=int, default=10, help="time for each target of the fuzzer")
     parser.addoption(
         "--postgresql-url", help="database that tests of the stores may empty, instead of a server of their own"
     )
