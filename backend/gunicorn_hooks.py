@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import gc
 
+from flask import Flask
+
+from backend.app import create_app
 from backend.logs import log_what_nobody_caught
 from backend.processes import exit_with_parent
+from backend.supervisor import wrong_settings_told
 
 preload_app = True
 
@@ -19,6 +23,12 @@ logconfig_dict = {
     "root": {"level": "INFO"},
     "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}},
 }
+
+
+def application() -> Flask:
+    """Return the web application, or end for good where settings do not work."""
+    with wrong_settings_told():
+        return create_app()
 
 
 def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn passes itself

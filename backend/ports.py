@@ -189,6 +189,13 @@ class JobStore(Protocol):
     def shorten_waits(self, latest_lease: datetime, latest_start: datetime) -> None:
         """Let no lease and no wait of a queued job reach further than that: the clock has gone back since."""
 
+    def release(self, job_id: int, worker: str, now: datetime, reason: str | None) -> None:
+        """Put a running job back into the queue as if it had never been claimed: the attempt does not count.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return them."""
 

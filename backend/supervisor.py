@@ -5,27 +5,38 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 import structlog
 
+from backend.errors import ConfigurationError
+
 log = structlog.get_logger()
 
-GRACE_S = 25.0
+GRACE_S = 22.0
+LAST_GRACE_S = 3.0
 LONGEST_PAUSE_S = 30.0
+CONFIGURATION_STATUS = 2
+"""What a process exits with that would not fare better the next time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A process to keep running; ``environment`` is added to this one's."""
+    """A process to keep running; ``environment`` is added to this one's.
+
+    One that ``ends_last`` is needed by the others until they have ended.
+    """
 
     name: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    ends_last: bool = False
 
 
 class Supervisor:
@@ -35,16 +46,27 @@ class Supervisor:
         self._commands = commands
         self._environment = environment or {}
         self._stopping = threading.Event()
+        self._others_ended = threading.Event()
+        self._status = 0
 
-    def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then end the processes and return."""
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT, then end the processes, within ``GRACE_S`` and ``LAST_GRACE_S``.
+
+        Returns:
+            0; or ``CONFIGURATION_STATUS`` where a process ended with that, which ends them all.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        threads = [threading.Thread(target=self._keep, args=(command,)) for command in self._commands]
-        for thread in threads:
+        threads = [(each, threading.Thread(target=self._keep, args=(each,))) for each in self._commands]
+        for _, thread in threads:
             thread.start()
-        for thread in threads:
+        for command, thread in threads:
+            if not command.ends_last:
+                thread.join()
+        self._others_ended.set()
+        for _, thread in threads:
             thread.join()
+        return self._status
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
@@ -54,25 +76,40 @@ class Supervisor:
         """Start a process again and again, more slowly the shorter it lives."""
         environment = {**os.environ, **self._environment, **command.environment}  # noqa: TID251 - handed on to a child
         pause_s = 0.5
-        while not self._stopping.is_set():
+        stopping = self._others_ended if command.ends_last else self._stopping
+        while not stopping.is_set():
             started_s = time.monotonic()
             # a session of its own: Ctrl-C reaches the supervisor only, which then ends all in good order
             with subprocess.Popen(command.arguments, env=environment, start_new_session=True) as child:
-                while child.poll() is None and not self._stopping.wait(0.2):
+                while child.poll() is None and not stopping.wait(0.2):
                     pass
                 if child.poll() is None:
-                    _end(child)
+                    _end(child, LAST_GRACE_S if command.ends_last else GRACE_S)
                     return
+            if child.returncode == CONFIGURATION_STATUS:
+                self._status = CONFIGURATION_STATUS
+                self._stopping.set()
+                return
             lived_s = time.monotonic() - started_s
             pause_s = 0.5 if lived_s > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * pause_s)
             log.error("process ended and is started again", name=command.name, status=child.returncode, pause_s=pause_s)
-            self._stopping.wait(pause_s)
+            stopping.wait(pause_s)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+@contextmanager
+def wrong_settings_told() -> Iterator[None]:
+    """Make one line of settings that do not work, and end with the status that says so to a supervisor."""
+    try:
+        yield
+    except ConfigurationError as error:
+        log.error("cannot start", reason=str(error))
+        sys.exit(CONFIGURATION_STATUS)
+
+
+def _end(child: subprocess.Popen[bytes], grace_s: float) -> None:
     child.send_signal(signal.SIGTERM)
     try:
-        child.wait(GRACE_S)
+        child.wait(grace_s)
     except subprocess.TimeoutExpired:
         log.warning("process did not end in time and is killed", pid=child.pid)
         child.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from backend.errors import (
     PASSING_ERRORS,
     EmbedderUnavailable,
     JobCancelled,
+    JobFailed,
     JobLost,
     JobProcessDied,
     LabelStudioError,
@@ -38,6 +40,10 @@ log = structlog.get_logger()
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_BEATS = 5
+DRAIN_S = 15.0
+"""How long running jobs have to end, or to notice that they shall, before they are given back as they are."""
+SIGNAL_SPREAD_S = 0.5
+"""A service manager ends all processes at once; a child may hear of it before its worker."""
 JOB_HISTORY = timedelta(days=7)
 SYNC_REST_FACTOR = 20.0
 RETENTION_INTERVAL_S = 3600.0
@@ -87,22 +93,38 @@ class Worker:
             longest_delay_s=min(retry.longest_delay_s, EMBEDDER_LONGEST_DELAY_S),
         )
         self._stopping = threading.Event()
+        self._running: dict[int, Job] = {}
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
-    def run(self) -> None:
-        """Work until ``stop``: recover, then claim and run."""
+    def run(self) -> bool:
+        """Work until ``stop``: recover, then claim and run.
+
+        Returns:
+            Whether everything has ended; else a job still runs in a thread of this process, though it was given back,
+            and the process has to end as it is.
+        """
         self._recover()
-        threads = [threading.Thread(target=self._work, args=(lane,), name="-".join(lane.kinds)) for lane in self._lanes]
-        threads.append(threading.Thread(target=self._keep_house, name="house"))
+        threads = [
+            threading.Thread(target=self._work, args=(lane,), name="-".join(lane.kinds), daemon=True)
+            for lane in self._lanes
+        ]
+        threads.append(threading.Thread(target=self._keep_house, name="house", daemon=True))
         # Not waited for in the end: it may be copying gigabytes, and leaves everything in order whenever it ends.
         threading.Thread(target=self._clear_features, name="retention", daemon=True).start()
         for thread in threads:
             thread.start()
+        while not self._stopping.is_set():
+            time.sleep(0.1)
+        deadline_s = time.monotonic() + DRAIN_S
         for thread in threads:
-            thread.join()
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        for job in tuple(self._running.values()):
+            log.warning("job given back while it runs", project=job.project_id, job=job.id, kind=job.kind.value)
+            self._release(job)
+        return not any(thread.is_alive() for thread in threads)
 
     def stop(self) -> None:
-        """Stop claiming, and put running jobs back into the queue."""
+        """Stop claiming, and put running jobs back into the queue, untried."""
         self._stopping.set()
 
     def _recover(self) -> None:
@@ -157,9 +179,10 @@ class Worker:
             return None
 
     def _run_job(self, job: Job, executor: Executor) -> None:
-        lease = Heartbeat(self._database, self._clock, self.name, job, self._stopping)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(project=job.project_id, job=job.id, kind=job.kind.value)
+        lease = Heartbeat(self._database, self._clock, self.name, job, self._stopping)
+        self._running[job.id] = job
         try:
             with lease:
                 outcome = executor.run(job, lease.report)
@@ -168,24 +191,39 @@ class Worker:
             self._finish(job, JobStatus.SUCCEEDED, str(error))
         except JobLost as error:
             log.warning("job lost", reason=str(error))
-        except JobCancelled as error:
-            if self._stopping.is_set():
-                self._requeue(job, timedelta(0), "the worker was stopped")
-            else:
-                self._finish(job, JobStatus.CANCELLED, str(error))
-        except PASSING_ERRORS as error:
-            delay = self._delay_after(error, job)
-            log.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
-            if delay is None:
-                self._finish(job, JobStatus.FAILED, str(error))
-            else:
-                self._requeue(job, delay, str(error))
-        except TandemError as error:
-            log.error("job failed", reason=str(error))
-            self._finish(job, JobStatus.FAILED, str(error))
+        except (TandemError, *PASSING_ERRORS) as error:
+            self._conclude(job, error)
         except Exception as error:  # a lane outlives every job
             log.exception("job failed")
             self._finish(job, JobStatus.FAILED, f"{type(error).__name__}: {error}")
+        finally:
+            self._running.pop(job.id, None)
+
+    def _conclude(self, job: Job, error: Exception) -> None:
+        """Decide what becomes of a job that an error ended."""
+        if self._is_due_to_stop(error):
+            self._release(job)
+        elif isinstance(error, JobCancelled):
+            self._finish(job, JobStatus.CANCELLED, str(error))
+        elif isinstance(error, PASSING_ERRORS):
+            self._try_again(job, error)
+        else:
+            log.error("job failed", reason=str(error))
+            self._finish(job, JobStatus.FAILED, str(error))
+
+    def _is_due_to_stop(self, error: Exception) -> bool:
+        """Tell an error that a job ran into because this worker, and maybe all around it, is being stopped."""
+        if isinstance(error, JobFailed | JobProcessDied):
+            return self._stopping.wait(SIGNAL_SPREAD_S)
+        return self._stopping.is_set() and isinstance(error, (JobCancelled, *PASSING_ERRORS))
+
+    def _try_again(self, job: Job, error: Exception) -> None:
+        delay = self._delay_after(error, job)
+        log.warning("job failed" if delay is None else "job postponed", reason=str(error), attempts=job.attempts)
+        if delay is None:
+            self._finish(job, JobStatus.FAILED, str(error))
+        else:
+            self._requeue(job, delay, str(error))
 
     def _delay_after(self, error: Exception, job: Job) -> timedelta | None:
         """Return how long to wait before the next try, ``None`` to give up: what kills a child may kill them all."""
@@ -211,6 +249,14 @@ class Worker:
                 self._drop_unjudged(stores, job.project_id, job.kind)
         except (JobLost, StoreUnavailable) as error:
             log.warning("job lost", reason=str(error))
+
+    def _release(self, job: Job) -> None:
+        try:
+            with self._database.transaction() as stores:
+                stores.jobs.release(job.id, self.name, self._clock.now(), "the worker was stopped")
+                self._drop_unjudged(stores, job.project_id, job.kind)
+        except (JobLost, StoreUnavailable) as error:
+            log.warning("job lost", job=job.id, reason=str(error))
 
     def _discover(self) -> None:
         """Ask Label Studio which projects are connected: slow where there are many, so nothing waits for it."""

@@ -171,7 +171,7 @@ class Tandem:
 @contextmanager
 def web_server(application: str, settings: Settings, environment: dict[str, str]) -> Iterator[int]:
     """Run an application under the web server's own settings; lend the process id of gunicorn's master."""
-    arguments = [application if part.endswith("create_app()") else part for part in web_arguments(settings)]
+    arguments = [application if part.endswith("application()") else part for part in web_arguments(settings)]
     folder = str(Path(__file__).parent)
     with running((*arguments, "--pythonpath", folder), environment, settings.port) as pid:
         yield pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def serve(
         # the web process tells what the worker counts, too
         commands.append(_worker_command(metrics=False))
     with counts_folder(settings.model_dir) as folder:
-        Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run()
+        raise typer.Exit(Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run())
 
 
 @commands.command()
@@ -47,24 +48,25 @@ def worker(
     """Run the worker alone: several machines may run one each on a shared PostgreSQL database."""
     settings = start("worker")
     from backend.processes import COUNTS_VARIABLE, counts_folder, exit_with_parent
+    from backend.supervisor import Supervisor, wrong_settings_told
 
     if embedder:
-        from backend.supervisor import Supervisor
-
         commands = [_embedder_command(), _worker_command(metrics=metrics)]
         with counts_folder(settings.model_dir) as folder:
-            Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run()
-        return
+            raise typer.Exit(Supervisor(commands, {COUNTS_VARIABLE: str(folder)}).run())
     exit_with_parent()
-    container = make_container(settings)
-    running = container.worker()
+    with wrong_settings_told():
+        container = make_container(settings)
+        running = container.worker()
     if metrics and settings.metrics_port:
         from prometheus_client import start_http_server
 
         start_http_server(settings.metrics_port, settings.metrics_host, container.worker_metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
-    running.run()
+    if not running.run():
+        # A thread that waits for the world cannot be ended; it would keep this process from it.
+        os._exit(0)
 
 
 @commands.command()
@@ -87,6 +89,7 @@ def _embedder_command() -> Command:
     return Command(
         name="embedder",
         arguments=(sys.executable, "-m", "backend.embedder"),
+        ends_last=True,
         # threads that spin while they wait for each other take the cores from web and worker
         environment={"OMP_WAIT_POLICY": "PASSIVE"},
     )
@@ -104,7 +107,14 @@ def web_arguments(settings: Settings) -> tuple[str, ...]:
     from backend.admission import n_threads
 
     return (
-        *(sys.executable, "-m", "gunicorn", "backend.app:create_app()", "--config", "python:backend.gunicorn_hooks"),
+        *(
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "backend.gunicorn_hooks:application()",
+            "--config",
+            "python:backend.gunicorn_hooks",
+        ),
         *("--bind", f"{settings.host}:{settings.port}"),
         *(("--bind", f"{settings.metrics_host}:{settings.metrics_port}") if settings.metrics_port else ()),
         *("--workers", str(settings.workers), "--worker-class", "gthread"),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from backend.supervisor import CONFIGURATION_STATUS
+
 SUPERVISE = """
 import sys
 from pathlib import Path
@@ -82,3 +84,50 @@ def test_all_end_together_even_one_that_does_not_listen(
     assert output.endswith("ended in good order\n")
     assert not is_alive(pids(tmp_path / "web")[0])
     assert not is_alive(pids(tmp_path / "worker")[0])
+
+
+ORDER = """
+import sys
+from backend.supervisor import Command, Supervisor
+
+ending = (
+    "import signal, sys, time; open(sys.argv[1], 'a').write('started\\\\n');"
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(float(sys.argv[3])),"
+    " open(sys.argv[1], 'a').write(sys.argv[2] + '\\\\n'), sys.exit(0)));"
+    "time.sleep(100)"
+)
+sys.exit(Supervisor([
+    Command(name=name, arguments=(sys.executable, "-c", ending, sys.argv[1], name, delay_s), ends_last=is_last)
+    for name, delay_s, is_last in (("embedder", "0", True), ("web", "1", False))
+]).run())
+"""
+
+
+def test_what_the_others_need_ends_last(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+
+    def lines() -> list[str]:
+        return told.read_text().split() if told.exists() else []
+
+    with subprocess.Popen([sys.executable, "-c", ORDER, str(told)]) as supervisor:
+        wait_for(lambda: lines() == ["started", "started"])
+        time.sleep(0.5)
+        supervisor.terminate()
+        assert supervisor.wait(20) == 0
+    assert lines()[2:] == ["web", "embedder"]
+
+
+def test_a_process_that_would_not_fare_better_ends_them_all(tmp_path: Path) -> None:
+    script = """
+import sys
+from backend.supervisor import CONFIGURATION_STATUS, Command, Supervisor
+waits = "import time; time.sleep(100)"
+gives_up = f"import sys; open(sys.argv[1], 'a').write('tried '); sys.exit({CONFIGURATION_STATUS})"
+sys.exit(Supervisor([
+    Command(name=name, arguments=(sys.executable, "-c", code, sys.argv[1]))
+    for name, code in (("web", waits), ("worker", gives_up))
+]).run())
+"""
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "tried")], timeout=30, check=False)
+    assert ended.returncode == CONFIGURATION_STATUS
+    assert (tmp_path / "tried").read_text() == "tried "

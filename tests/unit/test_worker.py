@@ -240,6 +240,7 @@ class TestLease:
             wait_for(is_now(project, job, JobStatus.RUNNING))
         waiting = project.projects.job(job.id)
         assert (waiting.status, waiting.reason) == (JobStatus.QUEUED, "the worker was stopped")
+        assert waiting.attempts == 0
         with running(make_worker(project, FakeExecutor())):
             wait_for(is_now(project, job, JobStatus.SUCCEEDED))
 
@@ -274,6 +275,48 @@ class TestLease:
             wait_for(is_now(project, taken, JobStatus.SUCCEEDED))
         with running(make_worker(project, FakeExecutor(), FakeExecutor())):
             wait_for(is_now(project, waiting, JobStatus.SUCCEEDED))
+
+    @pytest.mark.parametrize("error", [JobFailed("its child was ended, too"), EmbedderUnavailable("it was, too")])
+    def test_what_fails_because_everything_is_ended_is_put_back(self, project: World, error: Exception) -> None:
+        begun = threading.Event()
+        ended = threading.Event()
+
+        def end_with_all(job: Job, report: ReportProgress) -> str:  # noqa: ARG001
+            begun.set()
+            ended.wait(20)
+            raise error
+
+        job = enqueue(project)
+        worker = make_worker(project, FakeExecutor(end_with_all))
+        with running(worker):
+            assert begun.wait(20)
+            worker.stop()
+            ended.set()
+        waiting = project.projects.job(job.id)
+        assert (waiting.status, waiting.attempts) == (JobStatus.QUEUED, 0)
+
+    def test_a_job_that_never_ends_is_given_back(self, project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("backend.worker.DRAIN_S", 0.2)
+        ended = threading.Event()
+        begun = threading.Event()
+
+        def hang(job: Job, report: ReportProgress) -> str:  # noqa: ARG001
+            begun.set()
+            ended.wait(20)
+            return "too late"
+
+        job = enqueue(project)
+        worker = make_worker(project, FakeExecutor(hang))
+        all_ended = []
+        thread = threading.Thread(target=lambda: all_ended.append(worker.run()))
+        thread.start()
+        assert begun.wait(20)
+        worker.stop()
+        thread.join(20)
+        assert all_ended == [False]
+        ended.set()
+        waiting = project.projects.job(job.id)
+        assert (waiting.status, waiting.attempts) == (JobStatus.QUEUED, 0)
 
     def test_a_job_of_a_worker_that_died_is_run_again(self, project: World) -> None:
         job = enqueue(project)

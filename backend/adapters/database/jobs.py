@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -121,6 +121,17 @@ class SqlJobStore:
         queued = update(job_table).where(job_table.c.status == JobStatus.QUEUED)
         self._connection.execute(queued.where(job_table.c.run_after > latest_start).values(run_after=latest_start))
 
+    def release(self, job_id: int, worker: str, now: datetime, reason: str | None) -> None:
+        """Put a running job back into the queue as if it had never been claimed: the attempt does not count.
+
+        See ``_put_back`` for what merging means and for jobs that should be cancelled.
+
+        Raises:
+            JobLost: the job is no longer this worker's.
+        """
+        held = self._held(job_id, worker)
+        self._put_back(replace(held, attempts=max(0, held.attempts - 1)), now, reason)
+
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return those that are queued again."""
         expired = self._connection.execute(
@@ -223,6 +234,7 @@ class SqlJobStore:
             held.id,
             status=JobStatus.QUEUED,
             run_after=run_after,
+            attempts=held.attempts,
             reason=reason,
             worker=None,
             started_at=None,
