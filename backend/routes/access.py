@@ -110,7 +110,7 @@ class Access:
 
 def add_headers(response: Response) -> Response:
     """Add what browsers should know about every answer."""
-    response.headers.extend([(name, value) for name, value in HEADERS.items() if name not in response.headers])
+    response.headers.extend(HEADERS)
     return response
 
 

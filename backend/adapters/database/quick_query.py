@@ -56,14 +56,14 @@ class QuickQuery(Generic[Noun]):
         spelling = sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect
         text = str(statement.compile(dialect=spelling))
         to_row = namedtuple("to_row", [column.name for column in columns])  # type: ignore[misc]
-        decoders = [_decoder(column, dialect) for column in columns]
+        decoders = [(index, decode) for index, decode in enumerate(_decoder(each, dialect) for each in columns) if decode]
 
-        def to_noun(values: tuple[Any, ...]) -> Noun:
-            decoded = (
-                value if value is None or decode is None else decode(value)
-                for value, decode in zip(values, decoders, strict=True)
-            )
-            return self._decode(to_row(*decoded))
+        def to_noun(row: tuple[Any, ...]) -> Noun:
+            values = list(row)
+            for index, decode in decoders:
+                if values[index] is not None:
+                    values[index] = decode(values[index])
+            return self._decode(to_row._make(values))
 
         return text, lru_cache(self._n_kept)(to_noun)
 
