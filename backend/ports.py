@@ -291,6 +291,15 @@ class Stores(Protocol):
     backbones: BackboneStore
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What requests for suggestions need of a project: its active version, if any, and the known tasks asked for."""
+
+    project: Project
+    active: ModelVersion | None
+    tasks: tuple[Task, ...]
+
+
 class Database(Protocol):
     """Where the stores live."""
 
@@ -308,6 +317,9 @@ class Database(Protocol):
             ConfigurationError: its schema is another one.
             NotFound: it has none yet.
         """
+
+    def find(self, identity: ProjectIdentity, task_ids: Sequence[int]) -> Found | None:
+        """Return what there is of a project and these tasks, each as it is when it is read; quicker than a snapshot."""
 
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""

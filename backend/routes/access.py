@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hmac
 import math
+import threading
 import time
+from dataclasses import dataclass
 
 import structlog
 from flask import Response, request
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 
 from backend.errors import CrossSiteRequest, RateLimited, Unauthorized
 from backend.settings import Settings
@@ -18,8 +17,11 @@ from backend.settings import Settings
 log = structlog.get_logger()
 
 OPEN_PATHS = {"/", "/health", "/ready"}
-FAILED_LOGINS = RateLimitItemPerMinute(10)
-CHANGES = RateLimitItemPerMinute(120)
+WINDOW_S = 60.0
+FAILED_LOGINS = 10
+"""In a window of a minute."""
+CHANGES = 120
+"""In a window of a minute."""
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -32,6 +34,49 @@ HEADERS = {
 """What OWASP's secure headers project recommends for answers that are no pages."""
 
 
+@dataclass(slots=True)
+class Window:
+    """How often something happened in the minute from ``began_s`` on, on the monotonic clock."""
+
+    began_s: float
+    n_times: int = 0
+
+    @property
+    def remaining_s(self) -> float:
+        """How long it goes on."""
+        return self.began_s + WINDOW_S - time.monotonic()
+
+
+class Counts:
+    """How often each client did something in its present minute.
+
+    By hand, because every request is counted: the library for it starts a thread a hundred times a second to forget.
+    """
+
+    def __init__(self, max_windows: int = 10_000) -> None:
+        self._windows: dict[tuple[str, str], Window] = {}
+        self._max_windows = max_windows
+        self._lock = threading.Lock()
+
+    def window(self, kind: str, client: str) -> Window:
+        """Return the present window of a client."""
+        key = kind, client
+        with self._lock:
+            window = self._windows.get(key)
+            if window is None or window.remaining_s <= 0:
+                if len(self._windows) >= self._max_windows:
+                    self._windows = {key: each for key, each in self._windows.items() if each.remaining_s > 0}
+                window = self._windows[key] = Window(began_s=time.monotonic())
+            return window
+
+    def add(self, kind: str, client: str) -> int:
+        """Count once more, and return how often by now."""
+        window = self.window(kind, client)
+        with self._lock:
+            window.n_times += 1
+            return window.n_times
+
+
 class Access:
     """Lets in who may come in; counts in this process, by the address that a request comes from."""
 
@@ -39,8 +84,8 @@ class Access:
         self._user = settings.basic_auth_user
         self._password = settings.basic_auth_pass.get_secret_value() if settings.basic_auth_pass else None
         self._webhook_secret = webhook_secret
-        self._requests = RateLimitItemPerMinute(settings.rate_limit_per_minute)
-        self._counts = FixedWindowRateLimiter(MemoryStorage())
+        self._max_requests = settings.rate_limit_per_minute
+        self._counts = Counts()
 
     def check(self) -> None:
         """Refuse the present request, or return.
@@ -52,7 +97,7 @@ class Access:
         """
         if request.path in OPEN_PATHS:
             return
-        self._count(self._requests, "requests")
+        self._count(self._max_requests, "requests")
         if request.method not in SAFE_METHODS:
             self._refuse_other_sites()
         if request.path == "/webhook" and self._webhook_secret:
@@ -89,23 +134,23 @@ class Access:
 
     def _check_failures(self, kind: str) -> None:
         """Refuse even the right credentials after too many wrong ones: else guessing would cost nothing."""
-        if not self._counts.test(FAILED_LOGINS, kind, _client()):
+        if self._counts.window(kind, _client()).n_times >= FAILED_LOGINS:
             raise self._limited(FAILED_LOGINS, kind, "failed logins")
 
     def _fail(self, kind: str, message: str) -> None:
         # Nobody guesses without credentials: a first request without any is how a browser asks for them.
         if request.authorization or request.headers.get("X-Webhook-Secret"):
-            self._counts.hit(FAILED_LOGINS, kind, _client())
+            self._counts.add(kind, _client())
         raise Unauthorized(message)
 
-    def _count(self, limit: RateLimitItem, kind: str) -> None:
-        if not self._counts.hit(limit, kind, _client()):
+    def _count(self, limit: int, kind: str) -> None:
+        if self._counts.add(kind, _client()) > limit:
             raise self._limited(limit, kind, kind)
 
-    def _limited(self, limit: RateLimitItem, kind: str, shown: str) -> RateLimited:
-        reset_s = self._counts.get_window_stats(limit, kind, _client()).reset_time - time.time()
-        log.warning("client sends too much", client=_client(), what=shown, limit=str(limit))
-        return RateLimited(f"more than {limit.amount} {shown} a minute", retry_after_s=max(1, math.ceil(reset_s)))
+    def _limited(self, limit: int, kind: str, shown: str) -> RateLimited:
+        remaining_s = self._counts.window(kind, _client()).remaining_s
+        log.warning("client sends too much", client=_client(), what=shown, limit_per_minute=limit)
+        return RateLimited(f"more than {limit} {shown} a minute", retry_after_s=max(1, math.ceil(remaining_s)))
 
 
 def add_headers(response: Response) -> Response:

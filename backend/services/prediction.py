@@ -26,8 +26,8 @@ from backend.domain import (
     Task,
 )
 from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
-from backend.ports import ArtifactStore, Clock, Database, Embedder, Stores
-from backend.pretrained import PretrainedVersion, Version, version_in_use
+from backend.ports import ArtifactStore, Clock, Database, Embedder
+from backend.pretrained import PretrainedVersion, Version, pretrained_version, version_in_use
 from backend.promotion import version_key
 from backend.remembered import RememberedSuggestions
 from backend.scheduling import Scheduler
@@ -266,12 +266,13 @@ class Prediction:
 
     def _look_up(self, question: Question) -> Known:
         """Return what answers the question, after storing what it tells that was not known: mostly nothing."""
-        with self._database.snapshot() as stores:
-            project = stores.projects.find(question.snapshot.identity)
-            if project is not None and _told(project, question) == project:
-                tasks, news = _merge(stores, project, question)
-                if not news:
-                    return Known(project=project, version=version_in_use(stores, project), tasks=tasks)
+        task_ids = [task.id for task in question.tasks]
+        found = self._database.find(question.snapshot.identity, task_ids)
+        if found is not None and _told(found.project, question) == found.project:
+            tasks, news = _merge(found.tasks, question)
+            if not news:
+                version = found.active or self._pretrained(found.project)
+                return Known(project=found.project, version=version, tasks=tasks)
         with self._database.transaction() as stores:
             project = stores.projects.resolve(question.snapshot.identity)
             told = _told(project, question)
@@ -280,10 +281,14 @@ class Prediction:
                 self._scheduler.soon(stores, project.id, JobKind.HEAD)
             if told != project:
                 stores.projects.save(told)
-            tasks, news = _merge(stores, project, question)
+            tasks, news = _merge(stores.tasks.get(project.id, task_ids), question)
             if news and stores.tasks.upsert(project.id, news):
                 self._scheduler.soon(stores, project.id, JobKind.EMBED)
             return Known(project=told, version=version_in_use(stores, told), tasks=tasks)
+
+    def _pretrained(self, project: Project) -> PretrainedVersion | None:
+        with self._database.snapshot() as stores:
+            return pretrained_version(stores, project)
 
 
 def _result(version: Version, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
@@ -301,9 +306,9 @@ def _told(project: Project, question: Question) -> Project:
     )
 
 
-def _merge(stores: Stores, project: Project, question: Question) -> tuple[tuple[Task, ...], list[Task]]:
+def _merge(known_tasks: Sequence[Task], question: Question) -> tuple[tuple[Task, ...], list[Task]]:
     """Return the tasks asked for with what is known of their images, and those whose image is not known at all."""
-    stored = {task.id: task for task in stores.tasks.get(project.id, [task.id for task in question.tasks])}
+    stored = {task.id: task for task in known_tasks}
     merged = []
     news = []
     for task in question.tasks:

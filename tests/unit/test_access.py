@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from backend.app import answer_error
 from backend.errors import TandemError
-from backend.routes.access import CHANGES, FAILED_LOGINS, Access, add_headers
+from backend.routes.access import CHANGES, FAILED_LOGINS, Access, Counts, add_headers
 from backend.settings import Settings
 
 PASSWORD = "correct horse"
@@ -49,29 +50,51 @@ def assert_limited(answer: TestResponse) -> None:
 
 
 def test_guessing_passwords_ends_after_some_tries(guarded: FlaskClient) -> None:
-    for _ in range(FAILED_LOGINS.amount):
+    for _ in range(FAILED_LOGINS):
         assert guarded.get("/api/projects", headers=WRONG).status_code == 401
     assert_limited(guarded.get("/api/projects", headers=WRONG))
     assert_limited(guarded.get("/api/projects", headers=RIGHT))
 
 
 def test_others_come_in_while_somebody_guesses(guarded: FlaskClient) -> None:
-    for _ in range(FAILED_LOGINS.amount + 1):
+    for _ in range(FAILED_LOGINS + 1):
         guarded.get("/api/projects", headers=WRONG, environ_base={"REMOTE_ADDR": "192.0.2.1"})
     assert guarded.get("/api/projects", headers=RIGHT, environ_base={"REMOTE_ADDR": "192.0.2.2"}).status_code == 200
 
 
 def test_a_webhook_with_an_old_secret_does_not_lock_out_what_has_credentials(guarded: FlaskClient) -> None:
-    for _ in range(FAILED_LOGINS.amount):
+    for _ in range(FAILED_LOGINS):
         assert guarded.post("/webhook", headers={"X-Webhook-Secret": "old"}).status_code == 401
     assert_limited(guarded.post("/webhook", headers={"X-Webhook-Secret": "old"}))
     assert guarded.post("/predict", headers=RIGHT).status_code == 200
 
 
 def test_a_request_without_credentials_is_no_guess(guarded: FlaskClient) -> None:
-    for _ in range(3 * FAILED_LOGINS.amount):
+    for _ in range(3 * FAILED_LOGINS):
         assert guarded.get("/api/projects").status_code == 401
     assert guarded.get("/api/projects", headers=RIGHT).status_code == 200
+
+
+def test_a_limit_is_one_of_a_minute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = make_client(tmp_path, rate_limit_per_minute=2)
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    assert [client.post("/predict").status_code for _ in range(3)] == [200, 200, 429]
+    now_s += 60
+    assert [client.post("/predict").status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_clients_that_came_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts(max_windows=3)
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for number in range(3):
+        counts.add("requests", f"192.0.2.{number}")
+    now_s += 30
+    assert counts.add("requests", "192.0.2.0") == 2
+    now_s += 31
+    assert counts.add("requests", "192.0.2.3") == 1
+    assert list(counts._windows) == [("requests", "192.0.2.3")]
 
 
 def test_requests_are_limited_but_for_health(tmp_path: Path) -> None:
@@ -83,7 +106,7 @@ def test_requests_are_limited_but_for_health(tmp_path: Path) -> None:
 
 def test_changes_are_limited_and_reading_is_not(tmp_path: Path) -> None:
     client = make_client(tmp_path)
-    assert {client.post("/api/projects").status_code for _ in range(CHANGES.amount)} == {200}
+    assert {client.post("/api/projects").status_code for _ in range(CHANGES)} == {200}
     assert_limited(client.post("/api/projects"))
     assert client.get("/api/projects").status_code == 200
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event, make_url
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.exc import (
     ArgumentError,
@@ -31,12 +32,22 @@ from backend.adapters.database.annotations import SqlAnnotationStore
 from backend.adapters.database.backbones import SqlBackboneStore
 from backend.adapters.database.jobs import SqlJobStore
 from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
-from backend.adapters.database.projects import SqlProjectStore
-from backend.adapters.database.tasks import SqlTaskStore
-from backend.adapters.database.versions import SqlVersionStore
+from backend.adapters.database.projects import SqlProjectStore, find_project
+from backend.adapters.database.tasks import SqlTaskStore, find_tasks
+from backend.adapters.database.versions import SqlVersionStore, find_active
 from backend.adapters.database.views import SqlViewStore
+from backend.domain import ProjectIdentity
 from backend.errors import ConfigurationError, NotFound, StoreUnavailable
-from backend.ports import AnnotationStore, BackboneStore, JobStore, ProjectStore, TaskStore, VersionStore, ViewStore
+from backend.ports import (
+    AnnotationStore,
+    BackboneStore,
+    Found,
+    JobStore,
+    ProjectStore,
+    TaskStore,
+    VersionStore,
+    ViewStore,
+)
 
 LOCK_TIMEOUT_S = 30
 POSTGRESQL_LOCK_KEY = 0x74616E64656D  # "tandem"
@@ -54,6 +65,14 @@ class SqlStores:
         self.versions: VersionStore = SqlVersionStore(connection)
         self.views: ViewStore = SqlViewStore(connection)
         self.backbones: BackboneStore = SqlBackboneStore(connection)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Driver:
+    """A connection of the driver, lent by the pool."""
+
+    connection: PoolProxiedConnection
+    dialect: Dialect
 
 
 class SqlDatabase:
@@ -146,6 +165,23 @@ class SqlDatabase:
                 f"its schema is at revision {revision!r}, this Tandem needs {HEAD_REVISION!r}: "
                 "another version of Tandem uses it; run the same one everywhere"
             )
+
+    def find(self, identity: ProjectIdentity, task_ids: Sequence[int]) -> Found | None:
+        """Return a project, its active version and the known ones among these tasks; nothing where it is not known.
+
+        Each of the three is true at the moment it is read, which is all that a suggestion needs; so a transaction,
+        which would take longer than all of it, is saved.
+
+        Raises:
+            StoreUnavailable: the database cannot be read.
+        """
+        with _unavailability_reported(self._engine), closing(self._engine.raw_connection()) as pooled:
+            connection = _Driver(connection=pooled, dialect=self._engine.dialect)
+            project = find_project(connection, identity)
+            if project is None:
+                return None
+            active = find_active(connection, project.id)
+            return Found(project=project, active=active, tasks=tuple(find_tasks(connection, project.id, task_ids)))
 
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""

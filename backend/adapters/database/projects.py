@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
-from backend.adapters.database.quick_query import QuickQuery
+from backend.adapters.database.quick_query import DriverConnection, QuickQuery
 from backend.adapters.database.tables import project_table
 from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
@@ -37,9 +37,7 @@ class SqlProjectStore:
 
     def find(self, identity: ProjectIdentity) -> Project | None:
         """Return the project that ``resolve`` would return without having to store anything, if there is one."""
-        is_newest_meant = identity.created_stamp == UNKNOWN_STAMP
-        same_id = self._with_same_id(identity)
-        return next((known for known in same_id if is_newest_meant or known.identity == identity), None)
+        return find_project(self._connection, identity)
 
     def get(self, project_id: int) -> Project:
         """Return a project.
@@ -118,6 +116,13 @@ def _label_config(stored: dict[str, Any]) -> LabelConfig:
         synonyms = tuple(map(tuple, schema.get("synonyms", ())))
         schema = LabelSchema(**{**schema, "class_names": tuple(schema["class_names"]), "synonyms": synonyms})
     return LabelConfig(**{**stored, "schema": schema})
+
+
+def find_project(connection: DriverConnection, identity: ProjectIdentity) -> Project | None:
+    """Return the project with this identity, if there is one; the newest with its id where no more is known of it."""
+    is_newest_meant = identity.created_stamp == UNKNOWN_STAMP
+    same_id = _NEWEST_WITH_SAME_ID.run(connection, {"label_studio_id": identity.label_studio_id})
+    return next((known for known in same_id if is_newest_meant or known.identity == identity), None)
 
 
 _NEWEST_WITH_SAME_ID = QuickQuery(

@@ -6,13 +6,25 @@ import json
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import JSON, ColumnElement, Connection, Dialect, Select, Text, cast
+from sqlalchemy import JSON, ColumnElement, Dialect, PoolProxiedConnection, Select, Text, cast
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 
 Noun = TypeVar("Noun")
+
+
+class DriverConnection(Protocol):
+    """A connection of the driver, by itself or inside one of SQLAlchemy's."""
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        """The driver's own."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Which database it is connected to."""
 
 
 class QuickQuery(Generic[Noun]):
@@ -33,7 +45,7 @@ class QuickQuery(Generic[Noun]):
         self._n_kept = n_kept
         self._written: dict[str, tuple[str, Callable[[tuple[Any, ...]], Noun]]] = {}
 
-    def run(self, connection: Connection, parameters: Mapping[str, object]) -> list[Noun]:
+    def run(self, connection: DriverConnection, parameters: Mapping[str, object]) -> list[Noun]:
         """Return what is found."""
         dialect = connection.dialect
         if dialect.name not in self._written:
@@ -56,11 +68,12 @@ class QuickQuery(Generic[Noun]):
         spelling = sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect
         text = str(statement.compile(dialect=spelling))
         to_row = namedtuple("to_row", [column.name for column in columns])  # type: ignore[misc]
-        decoders = [(index, decode) for index, decode in enumerate(_decoder(each, dialect) for each in columns) if decode]
+        decoders = [(index, _decoder(column, dialect)) for index, column in enumerate(columns)]
+        needed = [(index, decode) for index, decode in decoders if decode]
 
         def to_noun(row: tuple[Any, ...]) -> Noun:
             values = list(row)
-            for index, decode in decoders:
+            for index, decode in needed:
                 if values[index] is not None:
                     values[index] = decode(values[index])
             return self._decode(to_row._make(values))

@@ -11,7 +11,7 @@ from functools import cache
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, or_, select, update
 
-from backend.adapters.database.quick_query import QuickQuery
+from backend.adapters.database.quick_query import DriverConnection, QuickQuery
 from backend.adapters.database.statements import AnyRow, chunks, replace
 from backend.adapters.database.tables import annotation_table, task_table
 from backend.domain import Task
@@ -76,8 +76,7 @@ class SqlTaskStore:
 
     def get(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
         """Return the known ones among these tasks, by id."""
-        found = [task for ids in chunks(task_ids) for task in self._with_ids(project_id, ids)]
-        return sorted(found, key=lambda each: each.id)
+        return find_tasks(self._connection, project_id, task_ids)
 
     def all(self, project_id: int) -> list[Task]:
         """Return all tasks of a project, by id."""
@@ -164,13 +163,6 @@ class SqlTaskStore:
         """Return up to ``limit`` tasks whose image has a problem, by id."""
         return self._select(project_id, task_table.c.image_problem.is_not(None), limit=limit)
 
-    def _with_ids(self, project_id: int, task_ids: Sequence[int]) -> list[Task]:
-        padded = list(task_ids)
-        # The last one again and again, so that there is a statement for each power of two, not for each number of ids.
-        padded += padded[-1:] * (_next_power_of_two(len(padded)) - len(padded))
-        parameters = {f"id_{number}": task_id for number, task_id in enumerate(padded)}
-        return _with_ids(len(padded)).run(self._connection, {"project_id": project_id, **parameters})
-
     def _select(self, project_id: int, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Task]:
         statement = (
             select(*_COLUMNS)
@@ -226,6 +218,18 @@ def _task(row: AnyRow) -> Task:
         pushed_version=pushed_version,
         drawn_at_random=drawn_at_random,
     )
+
+
+def find_tasks(connection: DriverConnection, project_id: int, task_ids: Sequence[int]) -> list[Task]:
+    """Return the known ones among these tasks, by id."""
+    found: list[Task] = []
+    for ids in chunks(task_ids):
+        padded = list(ids)
+        # The last one again and again, so that there is a statement for each power of two, not for each number of ids.
+        padded += padded[-1:] * (_next_power_of_two(len(padded)) - len(padded))
+        parameters = {f"id_{number}": task_id for number, task_id in enumerate(padded)}
+        found += _with_ids(len(padded)).run(connection, {"project_id": project_id, **parameters})
+    return sorted(found, key=lambda each: each.id)
 
 
 @cache

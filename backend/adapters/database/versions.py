@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, literal_column, select, update
 
-from backend.adapters.database.quick_query import QuickQuery
+from backend.adapters.database.quick_query import DriverConnection, QuickQuery
 from backend.adapters.database.tables import project_table, version_table
 from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
 from backend.errors import Conflict, NotFound
@@ -48,7 +48,7 @@ class SqlVersionStore:
 
     def active(self, project_id: int) -> ModelVersion | None:
         """Return the active version, if any."""
-        return next(iter(_ACTIVE.run(self._connection, {"project_id": project_id})), None)
+        return find_active(self._connection, project_id)
 
     def get(self, project_id: int, name: str) -> ModelVersion:
         """Return a version by name.
@@ -146,6 +146,11 @@ def _version(row: Row[Any]) -> ModelVersion:
         fingerprint=row.fingerprint,
         reason=row.reason,
     )
+
+
+def find_active(connection: DriverConnection, project_id: int) -> ModelVersion | None:
+    """Return the active version of a project, if any."""
+    return next(iter(_ACTIVE.run(connection, {"project_id": project_id})), None)
 
 
 _ACTIVE = QuickQuery(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from backend.adapters.database import SqlDatabase
 from backend.domain import (
     UNKNOWN_STAMP,
     Annotation,
@@ -306,6 +307,47 @@ class TestAnnotations:
         assert upsert_annotations(database, listed, read_at=NOON + SECOND) == 0
         assert upsert_annotations(database, listed, read_at=NOON + 2 * SECOND) == 1
         assert annotations_of(database) == [listed]
+
+
+class TestFind:
+    """What requests for suggestions ask for is the same as in a snapshot."""
+
+    def test_nothing_of_what_was_never_seen(self, database: Database) -> None:
+        assert database.find(ProjectIdentity(label_studio_id=77, created_stamp=1), [1]) is None
+
+    def test_project_version_and_tasks(self, database: Database, project: Project) -> None:
+        found = database.find(project.identity, [1, 2])
+        assert found is not None
+        assert (found.project, found.active, found.tasks) == (project, None, ())
+        changed = replace(project, title="Rost", predict_at=NOON, label_config=LabelConfig(problem="none"))
+        with database.transaction() as stores:
+            stores.projects.save(changed)
+            stores.versions.add(a_version(1))
+            active = stores.versions.activate(5, a_version(1).name, "first")
+            stores.tasks.upsert(5, [a_task(number) for number in range(1, 8)])
+            stores.tasks.record_image(5, replace(a_task(3), image_digest=DIGEST, backbone_digest=OTHER_DIGEST))
+        with database.snapshot() as stores:
+            tasks = stores.tasks.get(5, [5, 3, 2])
+        for identity in (project.identity, ProjectIdentity(label_studio_id=5, created_stamp=UNKNOWN_STAMP)):
+            found = database.find(identity, [5, 3, 99, 2])
+            assert found is not None
+            assert (found.project, found.active, found.tasks) == (changed, active, tuple(tasks))
+        assert [task.id for task in tasks] == [2, 3, 5]
+
+    def test_what_another_process_changed_is_seen_at_once(self, database: Database, database_url: str) -> None:
+        elsewhere = SqlDatabase(database_url)
+        identity = ProjectIdentity(label_studio_id=5, created_stamp=1)
+        with elsewhere.transaction() as stores:
+            stores.projects.resolve(identity)
+        for number in (1, 2, 3):
+            with elsewhere.transaction() as stores:
+                stores.versions.add(a_version(number))
+                stores.versions.activate(5, a_version(number).name, "newer")
+            found = database.find(identity, [])
+            assert found is not None
+            assert found.active is not None
+            assert found.active.number == number
+        elsewhere.close()
 
 
 @pytest.mark.usefixtures("project")
