@@ -175,13 +175,20 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._engine), closing(self._engine.raw_connection()) as pooled:
+        with _unavailability_reported(self._engine), closing(self._lend()) as pooled:
             connection = _Driver(connection=pooled, dialect=self._engine.dialect)
             project = find_project(connection, identity)
             if project is None:
                 return None
             active = find_active(connection, project.id)
             return Found(project=project, active=active, tasks=tuple(find_tasks(connection, project.id, task_ids)))
+
+    def _lend(self) -> PoolProxiedConnection:
+        errors = self._engine.dialect.loaded_dbapi.Error
+        try:
+            return self._engine.raw_connection()
+        except errors as error:
+            raise DBAPIError.instance(None, None, error, errors) from error
 
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""

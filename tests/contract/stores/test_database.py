@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from backend.adapters.database import SqlDatabase, engine, migrations
 from backend.adapters.database.tables import metadata, project_table
+from backend.background_process import free_port
 from backend.domain import Annotation, JobKind, LabelConfig, LabelSchema, Project, ProjectIdentity, Task
 from backend.errors import ConfigurationError, StoreUnavailable
 from backend.ports import Database
@@ -207,6 +208,13 @@ class TestFailures:
         (tmp_path / "text").write_text("not a database at all, but long enough to be looked at " * 10)
         with pytest.raises(StoreUnavailable, match="not a database"):
             SqlDatabase(f"sqlite:///{tmp_path / 'text'}").migrate()
+
+    def test_nothing_is_found_where_nothing_can_be_reached(self, tmp_path: Path) -> None:
+        identity = ProjectIdentity(label_studio_id=5, created_stamp=1)
+        with pytest.raises(StoreUnavailable, match="unable to open database file"):
+            SqlDatabase(f"sqlite:///{tmp_path / 'missing' / 'tandem.sqlite3'}").find(identity, [1])
+        with pytest.raises(StoreUnavailable, match="cannot be used now"):
+            SqlDatabase(f"postgresql://tandem@127.0.0.1:{free_port()}/tandem").find(identity, [1])
 
     def test_a_file_that_breaks_while_it_is_read(self, sqlite_url: str) -> None:
         database = SqlDatabase(sqlite_url)
