@@ -118,7 +118,12 @@ class Container:
             self.settings.label_studio_url,
             self.settings.label_studio_api_key.get_secret_value(),
             webhook_secret=self.webhook_secret,
+            ca_file=self._ca_file,
         )
+
+    @property
+    def _ca_file(self) -> str | None:
+        return str(self.settings.requests_ca_bundle) if self.settings.requests_ca_bundle else None
 
     @property
     def gateway(self) -> LabelStudioGateway | None:
@@ -164,6 +169,7 @@ class Container:
             image_hosts=settings.image_hosts,
             local_files_root=settings.local_files_root,
             max_image_bytes=settings.max_image_bytes,
+            ca_file=self._ca_file,
         )
         return MeasuredImages(fetcher)
 
@@ -325,8 +331,9 @@ class Container:
         database = SqlDatabase(settings.resolved_database_url)
         inspector = None
         if settings.label_studio_url and settings.label_studio_api_key:
-            inspector = Inspection(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
-        health, clock = HttpHealth(), self.clock
+            api_key = settings.label_studio_api_key.get_secret_value()
+            inspector = Inspection(settings.label_studio_url, api_key, ca_file=self._ca_file)
+        health, clock = HttpHealth(self._ca_file), self.clock
         machine = LocalMachine(settings.model_dir)
         return Examination(
             MachineChecks(

@@ -112,6 +112,13 @@ class Settings(BaseSettings):
     local_files_root: Path | None = Field(
         None, description="Folder with the same files as Label Studio's local storage, to read them without a download"
     )
+    requests_ca_bundle: Path | None = Field(
+        None,
+        description=(
+            "File with the certificates of the authorities that Label Studio's and images' TLS certificates may come "
+            "from, in PEM; those of `certifi` without it"
+        ),
+    )
     image_timeout_s: float = Field(20.0, gt=0, description="Longest download of one image")
     max_image_bytes: int = Field(64 * MIB, gt=0, description="Largest image file")
     max_image_pixels: int = Field(
@@ -158,6 +165,8 @@ class Settings(BaseSettings):
             raise ValueError(f"METRICS_PORT={self.metrics_port} is PORT, too: choose another one")
         if self.label_studio_api_key and not self.label_studio_url:
             raise ValueError("LABEL_STUDIO_API_KEY without LABEL_STUDIO_URL: say where Label Studio is")
+        if self.requests_ca_bundle and not self.requests_ca_bundle.is_file():
+            raise ValueError(f"REQUESTS_CA_BUNDLE={str(self.requests_ca_bundle)!r} is not a file")
         if self.weights not in ("auto", "none") and not Path(self.weights).is_file():
             raise ValueError(f"WEIGHTS={self.weights!r} is neither auto, none nor a file")
         return self

@@ -124,6 +124,14 @@ class ImageFetcher:
         if file is not None:
             with file:
                 return self._store(iter(lambda: file.read(CHUNK_BYTES), b""))
+        try:
+            return self._try_download(url, timeout_s)
+        except ImageError as error:
+            if self._local_files_root and local_path:
+                raise type(error)(f"{error}; nor is it in LOCAL_FILES_ROOT={str(self._local_files_root)!r}") from None
+            raise
+
+    def _try_download(self, url: str, timeout_s: float) -> CachedImage:
         with Deadline(timeout_s) as deadline:
             for delay_s in RETRY_DELAYS_S:
                 try:
@@ -262,5 +270,8 @@ def _unavailable(error: HTTPError, deadline: Deadline, host: str) -> ImageUnavai
     if isinstance(error, NameResolutionError):
         return ImageUnavailable(f"the host name {host} has no address")
     if isinstance(error, SSLError):
-        return ImageUnavailable(f"the TLS certificate of {host} is not accepted")
+        return ImageUnavailable(
+            f"the TLS certificate of {host} is not accepted: name a file with its authority's certificate in "
+            "REQUESTS_CA_BUNDLE"
+        )
     return ImageUnavailable(f"{host} cannot be reached or broke off ({type(error).__name__})")

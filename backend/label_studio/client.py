@@ -54,6 +54,7 @@ class LabelStudioClient:
         *,
         timeout_s: float = 30.0,
         pool_size: int = 16,
+        ca_file: str | None = None,
         first_delay_s: float = FIRST_DELAY_S,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -65,6 +66,7 @@ class LabelStudioClient:
             webhook_secret: what webhooks should send us in ``X-Webhook-Secret``, if anything.
             timeout_s: longest silence of Label Studio.
             pool_size: how many connections are kept open, best one for each thread.
+            ca_file: certificates of the authorities to trust, in PEM; those of ``certifi`` without it.
             first_delay_s: before the second try of a failed call; it doubles from try to try.
             max_answer_bytes: largest answer that is taken in.
 
@@ -77,6 +79,7 @@ class LabelStudioClient:
             api_key,
             timeout_s=timeout_s,
             pool_size=pool_size,
+            ca_file=ca_file,
             first_delay_s=first_delay_s,
             max_answer_bytes=max_answer_bytes,
         )

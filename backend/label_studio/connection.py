@@ -78,6 +78,7 @@ class Connection:
         *,
         timeout_s: float,
         pool_size: int,
+        ca_file: str | None = None,
         first_delay_s: float = FIRST_DELAY_S,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -88,6 +89,7 @@ class Connection:
         self._credentials = make_credentials(api_key, self._exchange)
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.verify = ca_file or True
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size)
         self._session.mount("http://", adapter)
@@ -218,7 +220,10 @@ class Connection:
 def _describe(error: requests.RequestException) -> str:
     """Return what happened, without what was sent or received."""
     if isinstance(error, requests.exceptions.SSLError):
-        return "has a TLS certificate that is not accepted"
+        return (
+            "has a TLS certificate that is not accepted: name a file with its authority's certificate in "
+            "REQUESTS_CA_BUNDLE"
+        )
     if isinstance(error, requests.Timeout):
         return "did not answer in time"
     if _never_arrived(error):

@@ -27,13 +27,15 @@ SHOWN_CHARACTERS = 200
 class Inspection:
     """A ``LabelStudioInspector``, written against Label Studio 1.23.2."""
 
-    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, *, ca_file: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Connect to nothing yet.
 
         Raises:
             ConfigurationError: the API key cannot be one.
         """
-        self._connection = Connection(base_url, api_key, timeout_s=timeout_s, pool_size=1)
+        self._connection = Connection(base_url, api_key, timeout_s=timeout_s, pool_size=1, ca_file=ca_file)
 
     def close(self) -> None:
         """Close the connection that is kept open."""

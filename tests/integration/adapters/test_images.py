@@ -242,6 +242,13 @@ def test_a_local_file_is_read_where_it_lies(make_fetcher, label_studio, tmp_path
     assert len(label_studio.requests) == 1
 
 
+def test_a_local_file_that_is_nowhere_names_both_places(make_fetcher, label_studio, tmp_path):
+    message = refusal(make_fetcher(local_files_root=tmp_path), "/data/local-files/?d=pets/gone.png", ImageNotFound)
+    assert "/data/local-files/?d=pets/gone.png" in message
+    assert f"LOCAL_FILES_ROOT={str(tmp_path)!r}" in message
+    assert len(label_studio.requests) == 1
+
+
 # --- who is not asked ---------------------------------------------------------------------------------
 
 
@@ -636,5 +643,6 @@ def test_a_certificate_is_checked_against_the_name(make_fetcher, secure, tmp_pat
 
 def test_an_unknown_authority_is_not_accepted(make_fetcher, secure):
     fetcher = make_fetcher(image_hosts=("images.test",), resolve=resolver("127.0.0.1"))
-    refusal(fetcher, f"https://images.test:{secure.port}/cat.png", ImageUnavailable, 1)
+    message = refusal(fetcher, f"https://images.test:{secure.port}/cat.png", ImageUnavailable, 1)
+    assert "REQUESTS_CA_BUNDLE" in message
     assert not secure.requests
