@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import socket
 import tempfile
@@ -67,7 +68,7 @@ def make_writable(folder: Path) -> None:
             probe.write(b"a disk that is full takes an empty file, but no byte")
     except OSError as error:
         raise ConfigurationError(
-            f"MODEL_DIR={str(folder)!r} cannot be written to ({error.strerror}): "
+            f"MODEL_DIR={str(folder)!r} cannot be written to by user {os.getuid()} ({error.strerror}): "
             "make room there, change its owner or set MODEL_DIR"
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -293,6 +294,16 @@ class TestErrors:
             status, said = fails(monkeypatch, capsys, command, "99")
             assert status == 1
             assert said.startswith("tandem: there is no project 99")
+
+    def test_a_folder_that_cannot_be_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("MODEL_DIR", str(tmp_path / "file" / "data"))
+        status, said = fails(monkeypatch, capsys, "status")
+        assert status == 2
+        assert f"cannot be written to by user {os.getuid()}" in said
+        assert "change its owner or set MODEL_DIR" in " ".join(said.split())
 
     def test_wrong_settings_are_all_named(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -143,6 +143,28 @@ def test_requirements_of_label_studio_are_all_pinned_and_name_no_index() -> None
     assert all(re.fullmatch(r"[A-Za-z0-9._\[\]-]+==[^\s;]+( ; .+)?", line) for line in lines)
 
 
+def test_installing_needs_no_package_of_label_studios_and_no_address() -> None:
+    """Label Studio's packages pin what others must not get, or come from a git address."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    assert wanted
+    assert not [each for each in wanted if "label-studio" in each or "label_studio" in each or "@" in each]
+    locked = tomllib.loads(read("uv.lock"))["package"]
+    assert not [package["name"] for package in locked if "git" in package["source"]]
+
+
+def test_line_ends_cannot_keep_a_container_from_starting() -> None:
+    assert "* text=auto eol=lf" in read(".gitattributes").splitlines()
+    started = re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", read("Dockerfile"), re.MULTILINE)
+    assert started == ['["tandem"]', '["serve"]']
+    for script in ROOT.glob("**/*.sh"):
+        if not {".venv", ".tools", ".cache"} & set(script.relative_to(ROOT).parts):
+            assert b"\r" not in script.read_bytes(), script
+
+
 def test_continuous_integration_runs_what_people_run() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert re.findall(r"^make .*$", read(".ci/run"), re.MULTILINE) == ["make check", "make test"]

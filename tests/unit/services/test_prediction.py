@@ -87,6 +87,16 @@ class TestSuggestions:
             isinstance(each, Suggestion) and each.class_names for each in together
         ]
 
+    def test_a_version_is_loaded_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        world.learn(pets(12))
+        world.prediction = world.new_prediction()
+        fetched: list[str] = []
+        fetch = world.artifacts.fetch
+        monkeypatch.setattr(world.artifacts, "fetch", lambda key: fetched.append(key) or fetch(key))
+        for task_id in pets(12):
+            assert reasons(world.predict(make_task(task_id))) == []
+        assert fetched == [version_key(PROJECT, world.active.name)]
+
     def test_an_image_never_seen_is_embedded_on_the_spot_and_kept(self, world: World) -> None:
         world.learn(pets(12))
         world.finish_jobs()
