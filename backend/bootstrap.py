@@ -56,6 +56,7 @@ from backend.worker import Lane, Worker
 if TYPE_CHECKING:
     from backend.services.finetuning import FineTuning
     from backend.services.querying import Querying
+    from backend.services.survey import Survey
     from backend.services.training import Training
 
 
@@ -294,6 +295,13 @@ class Container:
     def review(self) -> Review:
         """What to look at again, and what more labels would bring."""
         return Review(self.database, self.artifacts)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Near-duplicates and outliers; imported here, because few ask for them."""
+        from backend.services.survey import Survey
+
+        return Survey(self.database, self.features, self.artifacts)
 
     @cached_property
     def monitoring(self) -> Monitoring:

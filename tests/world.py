@@ -95,7 +95,7 @@ class World:
             disclosure=disclosure or Disclosure(),
         )
 
-    def new_querying(self, *, strategy: str = "tandem", enabled: bool = True) -> Querying:
+    def new_querying(self, *, strategy: str = "tandem", enabled: bool = True, batch_size: int = 4) -> Querying:
         return Querying(
             self.database,
             self.features,
@@ -103,7 +103,7 @@ class World:
             self.review,
             self.gateway,
             strategy=strategy,
-            batch_size=4,
+            batch_size=batch_size,
             enabled=enabled,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
@@ -14,8 +14,8 @@ from backend.domain import Job, ModelVersion, VersionKind
 from backend.errors import InvalidRequest, NotFound
 from backend.pretrained import PretrainedVersion
 from backend.routes.drawings import reliability_svg
+from backend.routes.reviews import Json, encode_forecast, encode_images, encode_label_review
 from backend.services.projects import ProjectOverview, VersionDetail
-from backend.services.review import LabelForecast, LabelReview
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from backend.bootstrap import Container
     from model.evaluation import Report
     from model.reports import VersionReport
-
-Json = dict[str, Any]
 
 
 class TrainRequest(BaseModel):
@@ -43,8 +41,8 @@ class RollbackRequest(BaseModel):
     version: str
 
 
-class SuspectsRequest(BaseModel):
-    """``GET /api/projects/{id}/suspects?limit=100``."""
+class ListRequest(BaseModel):
+    """``GET /api/projects/{id}/suspects?limit=100``, and ``/pool``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -115,12 +113,17 @@ def _add_versions(routes: Blueprint, container: Container) -> None:
 def _add_review(routes: Blueprint, container: Container) -> None:
     @routes.get("/projects/<int:project_id>/suspects")
     def suspects(project_id: int) -> Json:
-        limit = _parse_query(SuspectsRequest).limit
+        limit = _parse_query(ListRequest).limit
         return encode_label_review(container.review.suspects(project_id), limit)
 
     @routes.get("/projects/<int:project_id>/forecast")
     def forecast(project_id: int) -> Json:
         return encode_forecast(container.review.forecast(project_id))
+
+    @routes.get("/projects/<int:project_id>/pool")
+    def pool(project_id: int) -> Json:
+        limit = _parse_query(ListRequest).limit
+        return encode_images(container.survey.images(project_id), limit)
 
 
 def _parse(model: type[Request]) -> Request:
@@ -235,38 +238,6 @@ def _figures(report: Report, class_names: tuple[str, ...]) -> Json:
     figures = asdict(report)
     per_class = zip(class_names, figures["per_class"], strict=True)
     return figures | {"per_class": [{"class_name": name} | each for name, each in per_class]}
-
-
-def encode_label_review(review: LabelReview, limit: int) -> Json:
-    """Return the first ``limit`` suspect labels and the annotators' agreement as the API shows them."""
-    return {
-        "suspects": [
-            {
-                "task": suspect.task_id,
-                "given": list(suspect.given),
-                "suggested": list(suspect.suggested),
-                "confidence": suspect.confidence,
-            }
-            for suspect in review.suspects[:limit]
-        ],
-        "n_checked": review.n_checked,
-        "agreement": asdict(review.agreement),
-    }
-
-
-def encode_forecast(forecast: LabelForecast) -> Json:
-    """Return what more labels would bring as the API shows it."""
-    expected = forecast.expected
-    return {
-        "n_labels": expected.n_labels,
-        "accuracy": expected.accuracy,
-        "n_more": expected.n_more,
-        "expected_gain": expected.gain,
-        "low": expected.low,
-        "high": expected.high,
-        "measured_on": {"n_images": forecast.n_images, "at_random": forecast.at_random},
-        "summary": forecast.sentence,
-    }
 
 
 def encode_job(job: Job, now: datetime) -> Json:

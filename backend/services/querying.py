@@ -55,13 +55,17 @@ class SuspectSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """What a project's next batch is chosen from: the open tasks, and the labels and the version there are."""
+    """What a project's next batch is chosen from: the open tasks, and the labels and the version there are.
+
+    ``skipped`` are the digests of the images that somebody saw and would not label.
+    """
 
     project: Project
     schema: LabelSchema
     version: ModelVersion | None
     open_tasks: tuple[Task, ...]
     labelled: tuple[LabelledImage, ...]
+    skipped: tuple[str, ...]
 
     @property
     def backbone_digest(self) -> str | None:
@@ -137,6 +141,7 @@ class Querying:
         # A task that somebody skipped is not asked again either.
         answered = {annotation.task_id for annotation in annotations}
         readable = {task.id: task for task in tasks if task.image_digest and not task.image_problem}
+        labels = agreed_labels(annotations, project.schema)
         return Candidates(
             project=project,
             schema=project.schema,
@@ -144,8 +149,11 @@ class Querying:
             open_tasks=tuple(task for task in readable.values() if task.id not in answered),
             labelled=tuple(
                 LabelledImage(task_id=task_id, image_digest=readable[task_id].image_digest or "", class_names=label)
-                for task_id, label in agreed_labels(annotations, project.schema).items()
+                for task_id, label in labels.items()
                 if task_id in readable
+            ),
+            skipped=tuple(
+                task.image_digest or "" for task in readable.values() if task.id in answered and task.id not in labels
             ),
         )
 
@@ -159,6 +167,7 @@ class Querying:
             return Batch()
         labelled_rows, found = self._features.read(digest, [image.image_digest for image in candidates.labelled])
         labelled = [image for image, here in zip(candidates.labelled, found, strict=True) if here]
+        skipped_rows, _ = self._features.read(digest, candidates.skipped)
         pool = Pool(
             features=rows,
             probabilities=self._probabilities(candidates, rows),
@@ -166,6 +175,7 @@ class Querying:
             labelled_targets=targets_of(labelled, candidates.schema),
             multiple=candidates.schema.multiple,
             block_sizes=self._features.block_sizes(digest),
+            skipped_features=skipped_rows.reshape(-1, rows.shape[1]),
         )
         scores = score(self._strategy, pool, batch_size=self._batch_size, seed=len(labelled))
         first = np.argsort(-scores.values)[: self._batch_size]

@@ -1,10 +1,11 @@
 """What a query strategy is given.
 
-Shapes: m images without a label, n with one, d features, p dimensions, k classes.
+Shapes: m images without a label, n with one, s skipped, d features, p dimensions, k classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ class Pool:
         labelled_features: of the images with a label, (n, d).
         labelled_targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
         multiple: whether an image may have several classes.
+        skipped_features: of the images that somebody would not label, (s, d), if any: what repeats them is not asked.
         block_sizes: how a feature row is composed, as in ``model.learning.learn``; ``None`` when the rows are
             coordinates already, whose Euclidean distances mean something.
     """
@@ -37,10 +39,19 @@ class Pool:
     labelled_targets: Targets
     multiple: bool
     block_sizes: tuple[int, ...] | None = None
+    skipped_features: AnyFloats | None = None
+
+    @property
+    def known_features(self) -> AnyFloats:
+        """Features of the images that somebody looked at, labelled or skipped."""
+        if self.skipped_features is None:
+            return self.labelled_features
+        return np.concatenate([self.labelled_features, self.skipped_features])
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""
-        widths = (self.features.shape[1:], self.labelled_features.shape[1:])
+        skipped = self.features if self.skipped_features is None else self.skipped_features
+        widths = (self.features.shape[1:], self.labelled_features.shape[1:], skipped.shape[1:])
         if len(set(widths)) != 1 or self.features.ndim != 2:
             raise ValueError(f"features have rows of shapes {widths}: all images must be embedded by the same backbone")
         if len(self.labelled_features) != len(self.labelled_targets):
@@ -62,18 +73,27 @@ def reduced(pool: Pool, random: np.random.Generator) -> Pool:
 
     The few dimensions are those that heads are fitted in (``model.preprocessing``).
     """
-    features: FloatArray
-    if pool.block_sizes is None:
-        features, labelled = pool.features.astype(np.float32), pool.labelled_features.astype(np.float32)
-    else:
+    transform: Callable[[AnyFloats], FloatArray] = _as_they_are
+    if pool.block_sizes is not None:
         n_classes = 1 if pool.probabilities is None else pool.probabilities.shape[1]
         reference = pool.features[sample(len(pool.features), MAX_REFERENCE_ROWS, random)]
-        preprocessing = fit_preprocessing(
+        transform = fit_preprocessing(
             np.concatenate([pool.labelled_features, reference]),
             pool.block_sizes,
             earlier_block_weight(len(pool.labelled_targets) / n_classes),
             random,
-        )
-        features, labelled = preprocessing.transform(pool.features), preprocessing.transform(pool.labelled_features)
+        ).transform
+    features = transform(pool.features)
     centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return replace(pool, features=features - centre, labelled_features=labelled - centre, block_sizes=None)
+    skipped = pool.skipped_features
+    return replace(
+        pool,
+        features=features - centre,
+        labelled_features=transform(pool.labelled_features) - centre,
+        skipped_features=None if skipped is None else transform(skipped) - centre,
+        block_sizes=None,
+    )
+
+
+def _as_they_are(rows: AnyFloats) -> FloatArray:
+    return rows.astype(np.float32)

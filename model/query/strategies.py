@@ -49,7 +49,8 @@ class Scores:
 def score(strategy: str, pool: Pool, *, batch_size: int, seed: int) -> Scores:
     """Score each image of the pool.
 
-    An image that repeats another one, or one with a label, is not in the batch with it while there are others.
+    An image that repeats another one of the batch, or one that was labelled or skipped, is not in it while there are
+    others.
     Strategies that need probabilities ask at random while there are none; ``tandem`` asks what is typical.
 
     Args:
@@ -73,7 +74,7 @@ def score(strategy: str, pool: Pool, *, batch_size: int, seed: int) -> Scores:
         random = np.random.default_rng(seed)
         pool = reduced(pool, random)
         order, drawn = _order(strategy, pool, batch_size, random)
-        order = repeats_last(order, pool.features, pool.labelled_features, batch_size, random)
+        order = repeats_last(order, pool.features, pool.known_features, batch_size, random)
         at_random[drawn] = True
         at_random[order[batch_size:]] = False
         values[order] = 1 - np.arange(n_images) / n_images

@@ -480,6 +480,22 @@ class TestApi:
             "summary": forecasted.sentence,
         }
 
+    def test_the_pool(self, learned: Tandem) -> None:
+        report = learned.container.survey.images(5)
+        pool = learned.client.get("/api/projects/5/pool").get_json()
+        assert pool["duplicates"] == [
+            {"tasks": list(group), "open": [task for task in group if task in report.open_tasks]}
+            for group in report.duplicates
+        ]
+        assert pool["outliers"] == []
+        assert (pool["n_checked"], pool["n_tasks"]) == (report.n_checked, report.n_tasks)
+        assert (pool["n_needless"], pool["summary"]) == (len(report.needless), report.sentence)
+        assert report.duplicates
+        first = learned.client.get("/api/projects/5/pool?limit=1").get_json()
+        assert first["duplicates"] == pool["duplicates"][:1]
+        assert first["n_groups"] == len(report.duplicates)
+        assert learned.client.get("/api/projects/5/pool?limit=0").status_code == 400
+
     @pytest.mark.parametrize("view", ["suspects", "forecast"])
     def test_views_of_a_project_without_a_version(self, tandem: Tandem, view: str) -> None:
         answer = tandem.client.get(f"/api/projects/5/{view}")
@@ -704,7 +720,7 @@ client = create_app().test_client()
 setup = client.post("/setup", json=json.loads(sys.argv[1])).get_json()
 webhook = client.post("/webhook", json=json.loads(sys.argv[2])).get_json()
 predict = client.post("/predict", json=json.loads(sys.argv[3])).get_json()
-views = [client.get(f"/api/projects/5/{name}").status_code for name in ("suspects", "forecast")]
+views = [client.get(f"/api/projects/5/{name}").status_code for name in ("suspects", "forecast", "pool")]
 heavy = [name for name in ("torch", "torchvision", "sklearn", "label_studio_sdk") if name in sys.modules]
 print(json.dumps({"setup": setup, "webhook": webhook, "predict": predict, "views": views, "heavy": heavy}))
 """
@@ -735,7 +751,7 @@ def test_answers_need_no_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     said = json.loads(process.stdout)
     assert said["heavy"] == []
-    assert said["views"] == [200, 200]
+    assert said["views"] == [200, 200, 200]
     assert said["setup"] == {"model_version": active.name}
     assert said["webhook"]["status"] == "accepted"
     (entry,) = said["predict"]["results"]

@@ -242,6 +242,29 @@ class TestReview:
         assert (forecast["n_labels"], forecast["n_more"]) == (12, 50)
         assert run_text("forecast", "5") == forecast["summary"]
 
+    def test_images_that_repeat_others_and_odd_ones(self, model_dir: World) -> None:
+        model_dir.see_tasks(pets(60) | {200: "lighthouse"})
+        copy, _ = model_dir.see_tasks({201: "copy", 202: "buoy"})
+        model_dir.images.contents[copy.image_url or ""] = b"buoy 202"
+        model_dir.embed()
+        pool = run_json("pool", "5")
+        assert {"tasks": [201, 202], "open": [201, 202]} in pool["duplicates"]
+        assert 200 in [outlier["task"] for outlier in pool["outliers"]]
+        text = run_text("pool", "5")
+        assert "201, 202 │ 201, 202" in text
+        assert "200" in text
+        assert f"distance (usual: {pool['usual_distance']:.2g})" in text
+        assert pool["summary"] in text.replace("\n", " ")
+        assert len(run_json("pool", "5", "--limit", "1")["duplicates"]) == 1
+
+    def test_before_any_image_is_embedded(
+        self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert model_dir.project.id == PROJECT
+        status, said = fails(monkeypatch, capsys, "pool", "5")
+        assert status == 1
+        assert "no image of project 5 is embedded yet" in said
+
     def test_before_there_is_a_version(
         self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -290,7 +313,7 @@ class TestErrors:
         self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert model_dir.project.id == PROJECT
-        for command in ("train", "sync", "versions", "suspects", "forecast"):
+        for command in ("train", "sync", "versions", "suspects", "forecast", "pool"):
             status, said = fails(monkeypatch, capsys, command, "99")
             assert status == 1
             assert said.startswith("tandem: there is no project 99")
