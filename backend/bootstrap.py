@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -283,8 +283,16 @@ class Container:
 
     @cached_property
     def retention(self) -> Retention:
-        """Features that nobody needs go."""
-        return Retention(self.database, self.features, self.embedder, self.scheduler)
+        """What nobody needs any more goes."""
+        return Retention(
+            self.database,
+            self.artifacts,
+            self.features,
+            self.embedder,
+            self.clock,
+            self.scheduler,
+            n_kept_versions=self.settings.versions_kept,
+        )
 
     @cached_property
     def projects(self) -> Projects:
@@ -408,6 +416,7 @@ class Container:
                 Lane(kinds=(JobKind.FINETUNE,), executor=ProcessExecutor(keep_warm=False)),
             ],
             sync_interval_s=self.settings.sync_interval_s,
+            job_history=timedelta(days=self.settings.jobs_kept_days),
         )
 
 

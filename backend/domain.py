@@ -479,6 +479,20 @@ class ModelVersion:
         return self.status is not VersionStatus.CANDIDATE and self.reason != INTERRUPTED
 
 
+MIN_VERSION_AGE = timedelta(days=1)
+"""Nobody has had the time to miss a younger version."""
+
+
+def surplus_versions(versions: Sequence[ModelVersion], n_kept: int, now: datetime) -> list[ModelVersion]:
+    """Return whose files nobody will miss, of a project's versions, newest first.
+
+    The newest ``n_kept`` of those that were rejected or retired are worth going back to; one in use or not judged yet,
+    or younger than a day, always is.
+    """
+    ended = [each for each in versions if each.status in (VersionStatus.REJECTED, VersionStatus.RETIRED)]
+    return [each for each in ended[n_kept:] if each.created_at < now - MIN_VERSION_AGE]
+
+
 def finetune_labels(versions: Sequence[ModelVersion]) -> int:
     """Return with how many labels a network was fine-tuned last, 0 for never; rejected candidates count too."""
     return max((version.n_labels for version in versions if version.kind is VersionKind.FINETUNE), default=0)

@@ -125,6 +125,15 @@ class Settings(BaseSettings):
         100_000_000, gt=0, description="Largest image; also the most pixels that a process decodes at a time"
     )
     image_cache_bytes: int = Field(4096 * MIB, gt=0, description="Room for downloaded images")
+    versions_kept: int = Field(
+        20,
+        ge=0,
+        description=(
+            "Retired and rejected versions of each project whose files are kept, beside the active one and all of the "
+            "last day; features of networks that only older ones use go, too"
+        ),
+    )
+    jobs_kept_days: float = Field(7.0, gt=0, description="Days for which jobs that ended are listed")
     predict_timeout_s: float = Field(
         60.0, gt=0, description="Time for one request for suggestions; what is not ready by then comes later"
     )

@@ -76,6 +76,7 @@ class Worker:
         lanes: Sequence[Lane],
         *,
         sync_interval_s: float,
+        job_history: timedelta = JOB_HISTORY,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
@@ -85,6 +86,7 @@ class Worker:
         self._retention = retention
         self._lanes = lanes
         self._sync_interval = timedelta(seconds=sync_interval_s)
+        self._job_history = job_history
         self._retry = retry
         # it is on this machine, starts again by itself, and to ask it costs nothing
         self._embedder_retry = replace(
@@ -110,7 +112,7 @@ class Worker:
         ]
         threads.append(threading.Thread(target=self._keep_house, name="house", daemon=True))
         # Not waited for in the end: it may be copying gigabytes, and leaves everything in order whenever it ends.
-        threading.Thread(target=self._clear_features, name="retention", daemon=True).start()
+        threading.Thread(target=self._remove_what_nobody_needs, name="retention", daemon=True).start()
         for thread in threads:
             thread.start()
         while not self._stopping.is_set():
@@ -266,13 +268,13 @@ class Worker:
         except (LabelStudioError, StoreUnavailable) as error:
             log.warning("Label Studio could not be asked for its projects", reason=str(error))
 
-    def _clear_features(self) -> None:
-        """Remove features that nobody needs any more; slow where there are many, so nothing waits for it."""
+    def _remove_what_nobody_needs(self) -> None:
+        """Remove versions and features that nobody needs; slow where there are many, so nothing waits for it."""
         while not self._stopping.wait(RETENTION_INTERVAL_S):
             try:
                 self._retention.run()
             except (TandemError, OSError) as error:
-                log.error("features cannot be cleared", reason=str(error))
+                log.error("what nobody needs cannot be removed", reason=str(error))
 
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""
@@ -293,7 +295,7 @@ class Worker:
             for project in stores.projects.all():
                 if self._sync_is_due(stores.jobs.all(project.id), now):
                     self._scheduler.now(stores, project.id, JobKind.SYNC)
-            stores.jobs.prune(now - JOB_HISTORY)
+            stores.jobs.prune(now - self._job_history)
 
     def _sync_is_due(self, jobs: Sequence[Job], now: datetime) -> bool:
         """Tell whether the last reconciliation is long ago, also by the time it took: it costs Label Studio much."""

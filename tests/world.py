@@ -76,7 +76,15 @@ class World:
         self.review = Review(database, self.artifacts)
         self.querying = self.new_querying()
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
-        self.retention = Retention(database, self.features, self.embedder, self.scheduler)
+        self.retention = Retention(
+            database,
+            self.artifacts,
+            self.features,
+            self.embedder,
+            self.clock,
+            self.scheduler,
+            n_kept_versions=5,
+        )
         self.projects = Projects(database, self.artifacts, self.clock, self.policy)
         self.snapshot = make_snapshot()
         self.label_studio = self.gateway.add_project(self.snapshot, backend_url=PUBLIC_URL)

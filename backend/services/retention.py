@@ -1,4 +1,4 @@
-"""Features that nobody needs any more are removed, and those that are missing are made again."""
+"""Versions and features that nobody needs any more are removed, and features that are missing are made again."""
 
 from __future__ import annotations
 
@@ -8,30 +8,73 @@ from dataclasses import replace
 
 import structlog
 
-from backend.domain import JobKind, JobStatus, Task, VersionStatus
+from backend.domain import JobKind, JobStatus, Task, VersionStatus, surplus_versions
 from backend.errors import EmbedderUnavailable
-from backend.ports import Database, Embedder, FeatureStore, Stores
+from backend.ports import ArtifactStore, Clock, Database, Embedder, FeatureStore, Stores
+from backend.promotion import backbone_key, version_key
 from backend.scheduling import Scheduler
 
 log = structlog.get_logger()
 
 MIN_UNUSED_ROWS = 1000
 MIN_UNUSED_SHARE = 0.25
-N_KEPT_VERSIONS = 5
 CHUNK_SIZE = 500
 ALL_JOBS = 1_000_000
 
 
 class Retention:
-    """Keeps the feature store to what tasks and versions need."""
+    """Keeps artifacts to what may be gone back to, and the feature store to what tasks and versions need."""
 
-    def __init__(self, database: Database, features: FeatureStore, embedder: Embedder, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        database: Database,
+        artifacts: ArtifactStore,
+        features: FeatureStore,
+        embedder: Embedder,
+        clock: Clock,
+        scheduler: Scheduler,
+        *,
+        n_kept_versions: int,
+    ) -> None:
         self._database = database
+        self._artifacts = artifacts
         self._features = features
         self._embedder = embedder
+        self._clock = clock
         self._scheduler = scheduler
+        self._n_kept_versions = n_kept_versions
 
     def run(self) -> None:
+        """Remove what nobody needs any more."""
+        self._remove_artifacts()
+        self._clear_features()
+
+    def _remove_artifacts(self) -> None:
+        """Remove the files of versions that nobody will miss, and the networks that no other version was learned on.
+
+        The rows of the versions stay, with their metrics. Should somebody go back to one at this very moment, a new
+        one is trained in its place.
+        """
+        networks = self._artifacts.keys("backbones")
+        surplus = []
+        needed = set()
+        is_finetuning = False
+        with self._database.snapshot() as stores:
+            for project in stores.projects.all():
+                versions = stores.versions.all(project.id)
+                of_project = surplus_versions(versions, self._n_kept_versions, self._clock.now())
+                surplus += [version_key(project.id, version.name) for version in of_project]
+                needed |= {backbone_key(each.backbone_digest) for each in versions if each not in of_project}
+                needed |= {backbone_key(project.backbone_digest)} if project.backbone_digest else set()
+                # It publishes a network before there is a version that it belongs to.
+                is_finetuning |= self._is_finetuning(stores, project.id)
+        gone = sorted(set(surplus) & set(self._artifacts.keys("versions"))) if surplus else []
+        unused = [] if is_finetuning else sorted(set(networks) - needed)
+        for key in (*gone, *unused):
+            self._artifacts.delete(key)
+            log.info("files removed", key=key)
+
+    def _clear_features(self) -> None:
         """Remove features of images that no task shows, and of backbones that no project will use.
 
         A database that knows no image at all is taken for a new one, to which these features may still be of use.
@@ -72,7 +115,7 @@ class Retention:
                     each for each in stores.versions.all(project.id) if each.status is not VersionStatus.REJECTED
                 ]
                 active = [each for each in versions if each.status is VersionStatus.ACTIVE]
-                needed |= {each.backbone_digest for each in (*active, *versions[:N_KEPT_VERSIONS])}
+                needed |= {each.backbone_digest for each in (*active, *versions[: self._n_kept_versions])}
                 needed |= {project.backbone_digest} if project.backbone_digest else set()
         return set(stored) - needed
 

@@ -266,7 +266,11 @@ class Training:
         """
         with self._database.transaction() as stores:
             version = stores.versions.get(project_id, name)
-            self._artifacts.fetch(version_key(project_id, name))
+            if not self._artifacts.keys(version_key(project_id, name)):
+                raise NotFound(
+                    f"the files of {name} are gone: VERSIONS_KEPT says of how many versions they stay; "
+                    "roll back to a newer one, or train"
+                )
             version = self.activate(stores, version, "rolled back by hand")
         log.info("rolled back", project=project_id, version=name)
         return version

@@ -34,7 +34,9 @@ from tests.fakes import FakeExecutor
 from tests.world import PROJECT, World
 
 
-def make_worker(world: World, *executors: Executor, retry: RetryPolicy | None = None) -> Worker:
+def make_worker(
+    world: World, *executors: Executor, retry: RetryPolicy | None = None, job_history: timedelta = timedelta(days=7)
+) -> Worker:
     """A worker with a lane for heads, and with a second executor one for everything else."""
     others = tuple(kind for kind in JobKind if kind is not JobKind.HEAD)
     lanes = [
@@ -49,6 +51,7 @@ def make_worker(world: World, *executors: Executor, retry: RetryPolicy | None = 
         world.retention,
         lanes,
         sync_interval_s=300,
+        job_history=job_history,
         retry=retry or RetryPolicy(first_delay_s=0),
     )
 
@@ -333,6 +336,20 @@ class TestLease:
             wait_for(is_now(project, job, JobStatus.SUCCEEDED))
         assert project.projects.job(job.id).attempts == 2
         assert project.versions[0].status is VersionStatus.REJECTED
+
+
+class TestHistory:
+    def test_jobs_that_ended_are_listed_for_a_while(self, project: World) -> None:
+        ended = project.projects.jobs(PROJECT)
+        assert ended != []
+        worker = make_worker(project, FakeExecutor(), FakeExecutor(), job_history=timedelta(days=2))
+        project.clock.forward(1.9 * 24 * 3600)
+        with running(worker):
+            time.sleep(1.5)
+        assert {job.id for job in ended} <= {job.id for job in project.projects.jobs(PROJECT)}
+        project.clock.forward(0.2 * 24 * 3600)
+        with running(make_worker(project, FakeExecutor(), FakeExecutor(), job_history=timedelta(days=2))):
+            wait_for(lambda: not {job.id for job in ended} & {job.id for job in project.projects.jobs(PROJECT)})
 
 
 class TestStart:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 
-from backend.domain import JobKind, ModelVersion, VersionKind, VersionStatus
+from backend.domain import JobKind, JobStatus, ModelVersion, VersionKind, VersionStatus
+from backend.errors import NotFound
+from backend.promotion import backbone_key, version_key
 from backend.services import retention
 from tests.factories import BASE_DIGEST, make_identity, make_version
 from tests.fakes import FakeEmbedder
@@ -200,3 +203,73 @@ class TestLostFeatures:
                 stores.tasks.record_image(PROJECT, replace(task, backbone_digest=OTHER))
         embedded.retention.run()
         assert [task.backbone_digest for task in embedded.tasks.values()] == [None] * 10 + [BASE_DIGEST] * 30
+
+
+class TestVersions:
+    """Five versions are kept beside the active one."""
+
+    def published(self, world: World, version: ModelVersion, *, age_days: float = 2, active: bool = False) -> str:
+        """Store a version with files, as old as that."""
+        created_at = world.clock.now() - timedelta(days=age_days)
+        add_version(world, replace(version, created_at=created_at), active=active)
+        return self.publish(world, version_key(PROJECT, version.name))
+
+    def publish(self, world: World, key: str) -> str:
+        with world.artifacts.scratch() as folder:
+            (folder / "file").write_text("content")
+            world.artifacts.publish(key, folder)
+        return key
+
+    def test_files_of_old_versions_go_and_rows_stay(self, embedded: World) -> None:
+        active = self.published(embedded, make_version(1), age_days=100, active=True)
+        statuses = [VersionStatus.RETIRED, VersionStatus.REJECTED] * 5
+        keys = [
+            self.published(embedded, make_version(2 + number, status=status)) for number, status in enumerate(statuses)
+        ]
+        before = embedded.versions
+        embedded.retention.run()
+        assert embedded.artifacts.keys("versions") == sorted([active, *keys[-5:]])
+        assert embedded.versions == before
+        embedded.retention.run()
+        assert len(embedded.artifacts.keys("versions")) == 6
+
+    def test_nothing_of_the_last_day_goes_and_nothing_that_is_not_judged(self, embedded: World) -> None:
+        candidate = self.published(embedded, make_version(1), age_days=3)
+        young = [
+            self.published(embedded, make_version(2 + number, status=VersionStatus.RETIRED), age_days=0.9)
+            for number in range(9)
+        ]
+        embedded.retention.run()
+        assert embedded.artifacts.keys("versions") == sorted([candidate, *young])
+        embedded.clock.forward(24 * 3600)
+        embedded.retention.run()
+        assert embedded.artifacts.keys("versions") == sorted([candidate, *young[-5:]])
+
+    def test_a_network_goes_with_the_last_version_learned_on_it(self, embedded: World) -> None:
+        network = self.publish(embedded, backbone_key(OTHER))
+        of_another = self.publish(embedded, backbone_key("d" * 64))
+        tuned = make_version(1, kind=VersionKind.FINETUNE, status=VersionStatus.RETIRED)
+        self.published(embedded, replace(tuned, backbone_digest=OTHER))
+        with embedded.database.transaction() as stores:
+            embedded.scheduler.now(stores, PROJECT, JobKind.FINETUNE)
+            job = stores.jobs.claim([JobKind.FINETUNE], "worker", embedded.clock.now(), embedded.clock.now())
+        assert job is not None
+        embedded.retention.run()
+        assert embedded.artifacts.keys("backbones") == [network, of_another]
+        with embedded.database.transaction() as stores:
+            stores.jobs.finish(job.id, "worker", JobStatus.FAILED, "tested", embedded.clock.now())
+        embedded.retention.run()
+        assert embedded.artifacts.keys("backbones") == [network]
+        for number in range(2, 7):
+            self.published(embedded, make_version(number, status=VersionStatus.RETIRED))
+        embedded.retention.run()
+        assert embedded.artifacts.keys("backbones") == []
+
+    def test_nobody_goes_back_to_a_version_without_files(self, embedded: World) -> None:
+        keys = [self.published(embedded, make_version(1 + number, status=VersionStatus.RETIRED)) for number in range(6)]
+        embedded.retention.run()
+        gone = keys[0].rsplit("/", 1)[1]
+        with pytest.raises(NotFound, match="VERSIONS_KEPT"):
+            embedded.training.rollback(PROJECT, gone)
+        kept = keys[1].rsplit("/", 1)[1]
+        assert embedded.training.rollback(PROJECT, kept).name == kept
