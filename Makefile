@@ -10,7 +10,7 @@ READY := .venv/ready
 IN_VENV := . .venv/bin/activate &&
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || command -v docker-compose)
 
-.PHONY: help setup demo demo-stop run check test chaos image-test clean
+.PHONY: help setup demo demo-stop run check test chaos image-test fuzz audit sbom clean
 
 help:  ## show these targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -50,6 +50,17 @@ image-test: $(READY)  ## build the image, start docker-compose.yml with it and r
 
 fuzz: $(READY)  ## a coverage-guided fuzzer on label configs, request bodies and images, five minutes each
 	$(IN_VENV) pytest tests/fuzz --fuzz-seconds 300 --timeout 900
+
+audit: $(READY)  ## known vulnerabilities of what is installed, from public databases
+	$(UV) export --quiet --frozen --no-emit-project --all-extras --output-file .tools/audited.txt
+	$(UV) tool run pip-audit --requirement .tools/audited.txt --disable-pip --strict
+
+sbom: $(READY)  ## dist/sbom.json: what is installed, as CycloneDX; dist/licences.json: under which licences
+	mkdir -p dist
+	$(UV) tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment --pyproject pyproject.toml \
+		--output-file dist/sbom.json .venv/bin/python
+	$(UV) tool run pip-licenses==5.5.5 --python .venv/bin/python --format json --with-urls \
+		--output-file dist/licences.json
 
 clean:  ## remove environments and caches; what Tandem and the demo stored stays
 	rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from backend.adapters.durable import write_whole
 from backend.adapters.feature_keys import KEY_BYTES, KeyIndex, Keys
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, StoreUnavailable
 
 FORMAT_VERSION = 2
 HEADER_FILE = "features.json"
@@ -42,16 +42,23 @@ class Generation:
         Raises:
             FileNotFoundError: none.
             ConfigurationError: the files have another format.
+            StoreUnavailable: the file was damaged.
         """
-        header = json.loads(header_path.read_bytes())
-        if header["format_version"] not in (1, FORMAT_VERSION):
+        content = header_path.read_bytes()
+        try:
+            header = json.loads(content)
+            block_sizes = tuple(int(size) for size in header["block_sizes"])
+            suffix = str(header.get("suffix", ""))  # version 1 knew one generation only, and no suffix
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise StoreUnavailable(
+                f"{header_path} is damaged: delete its folder, and the images are embedded again"
+            ) from error
+        if header.get("format_version") not in (1, FORMAT_VERSION):
             raise ConfigurationError(
-                f"{header_path} has format version {header['format_version']}, this Tandem knows {FORMAT_VERSION}: "
+                f"{header_path} has format version {header.get('format_version')}, this Tandem knows {FORMAT_VERSION}: "
                 "run the Tandem that wrote it, or delete the folder and the images are embedded again"
             )
-        # Version 1 knew one generation only, and no suffix.
-        suffix = header.get("suffix", "")
-        return cls(folder=header_path.parent, suffix=suffix, block_sizes=tuple(header["block_sizes"]))
+        return cls(folder=header_path.parent, suffix=suffix, block_sizes=block_sizes)
 
     def make_current(self) -> None:
         """Make this the generation that counts; its files are on the disk already."""

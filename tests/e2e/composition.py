@@ -87,3 +87,6 @@ class ComposedTandem(Tandem):
 
     def kill(self, process_id: int) -> None:
         self.composition.python("worker", f"import os; os.kill({process_id}, 9)")
+
+    def logs(self) -> str:
+        return self.composition.run("logs", "--no-color", "tandem", "worker")

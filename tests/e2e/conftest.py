@@ -71,11 +71,13 @@ def tandem(
         "WEBHOOK_SECRET": WEBHOOK_SECRET,
         "TRAIN_QUIET_S": "0.5",
         "TRAIN_MAX_WAIT_S": "3",
+        "LOG_LEVEL": "DEBUG",
     }
     environment |= settings
-    log = (model_dir / "tandem.log").open("wb")
+    log_file = model_dir / "tandem.log"
+    log = log_file.open("wb")
     process = subprocess.Popen([sys.executable, "-m", "backend", "serve"], env=environment, stderr=log)
-    running = LocalTandem(url=url, public_url=url, webhook_secret=WEBHOOK_SECRET, process=process)
+    running = LocalTandem(url=url, public_url=url, webhook_secret=WEBHOOK_SECRET, process=process, log_file=log_file)
     with log, process:
         try:
             wait_for(lambda: is_healthy(url), "Tandem's web server is up")
@@ -83,7 +85,7 @@ def tandem(
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-            sys.stderr.write((model_dir / "tandem.log").read_text()[-20_000:])
+            sys.stderr.write(running.logs()[-20_000:])
 
 
 def composed_tandem(composition: Composition) -> ComposedTandem:

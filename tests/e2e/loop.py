@@ -71,12 +71,17 @@ class Tandem:
         """Let a worker end without a chance to do anything more."""
         raise NotImplementedError
 
+    def logs(self) -> str:
+        """What all processes have logged so far."""
+        raise NotImplementedError
+
 
 @dataclass
 class LocalTandem(Tandem):
     """`tandem serve` on this machine."""
 
     process: subprocess.Popen[bytes]
+    log_file: Path
 
     def workers(self) -> list[int]:
         found = []
@@ -89,6 +94,9 @@ class LocalTandem(Tandem):
 
     def kill(self, process_id: int) -> None:
         os.kill(process_id, signal.SIGKILL)
+
+    def logs(self) -> str:
+        return self.log_file.read_text()
 
 
 @dataclass

@@ -146,3 +146,10 @@ def test_a_network_is_fine_tuned_and_judged(tandem: Tandem, annotator: Annotator
     assert newest["kind"] == "finetune"
     assert newest["status"] in ("active", "rejected")
     assert newest["version"] in job["reason"]
+
+
+def test_no_secret_is_in_any_log(tandem: Tandem, annotator: Annotator) -> None:
+    """Label Studio's token comes with every /setup, the webhook's secret with every event; access tokens begin eyJ."""
+    logs = tandem.logs()
+    assert "version promoted" in logs
+    assert not [secret for secret in (tandem.webhook_secret, annotator.token, "eyJ") if secret in logs]

@@ -168,3 +168,9 @@ def test_line_ends_cannot_keep_a_container_from_starting() -> None:
 def test_continuous_integration_runs_what_people_run() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert re.findall(r"^make .*$", read(".ci/run"), re.MULTILINE) == ["make check", "make test"]
+
+
+def test_tests_that_the_security_policy_relies_on_exist() -> None:
+    named = set(re.findall(r"`(tests/[a-z_/]+(?:\.py)?)`", read("SECURITY.md")))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
