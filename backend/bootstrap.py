@@ -36,6 +36,7 @@ from backend.ports import Database, ImageSource, LabelStudioGateway, ReportProgr
 from backend.processes import embedder_address
 from backend.routes.metrics import DatabaseMetrics, MachineMetrics
 from backend.scheduling import Scheduler
+from backend.services.backup import Backup
 from backend.services.diagnosis.examination import Examination
 from backend.services.diagnosis.findings import Installation
 from backend.services.diagnosis.label_studio import LabelStudioChecks
@@ -292,6 +293,16 @@ class Container:
             self.clock,
             self.scheduler,
             n_kept_versions=self.settings.versions_kept,
+        )
+
+    def backup(self, *, empty: bool = False) -> Backup:
+        """Everything out of this installation, or into an ``empty`` one, whose database is not to be touched yet."""
+        make_writable(self.settings.model_dir)
+        return Backup(
+            SqlDatabase(self.settings.resolved_database_url) if empty else self.database,
+            self.artifacts,
+            self.features,
+            self.settings.model_dir / "webhook_secret",
         )
 
     @cached_property

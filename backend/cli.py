@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from backend.commands import doctor, folders, projects, reviews, servers
+from backend.commands import backups, doctor, folders, projects, reviews, servers
 from backend.errors import ConfigurationError, InvalidRequest, TandemError
 from backend.terminal import messages
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (servers, doctor, projects, reviews, folders):
+for group in (servers, doctor, projects, reviews, folders, backups):
     app.add_typer(group.commands)
 
 

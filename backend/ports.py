@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -300,6 +300,14 @@ class Found:
     tasks: tuple[Task, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseDump:
+    """The rows of each table, one JSON object a line, at a revision of the schema; each is read once."""
+
+    revision: str
+    tables: Mapping[str, Iterable[bytes]]
+
+
 class Database(Protocol):
     """Where the stores live."""
 
@@ -320,6 +328,26 @@ class Database(Protocol):
 
     def find(self, identity: ProjectIdentity, task_ids: Sequence[int]) -> Found | None:
         """Return what there is of a project and these tasks, each as it is when it is read; quicker than a snapshot."""
+
+    def dump(self) -> AbstractContextManager[DatabaseDump]:
+        """Open all rows of one moment for reading."""
+
+    def check_restorable(self, revision: str) -> None:
+        """Make sure that rows of this revision can be restored, and that none are lost by that.
+
+        Raises:
+            Conflict: there are projects already.
+            ConfigurationError: a newer Tandem made the rows.
+        """
+
+    def restore(self, dump: DatabaseDump) -> int:
+        """Fill an empty database with the rows of a dump, all or none, and return how many.
+
+        Raises:
+            Conflict: there are projects already.
+            ConfigurationError: a newer Tandem made the rows.
+            InvalidRequest: a table or row that cannot be one of ours.
+        """
 
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""

@@ -25,6 +25,7 @@ from backend.domain import (
     TasksSeen,
     TrainingPolicy,
 )
+from backend.ports import ArtifactStore, FeatureStore
 from backend.scheduling import Scheduler
 from backend.services.embedding import Embedding
 from backend.services.ingestion import Ingestion
@@ -49,15 +50,22 @@ class World:
     ``label`` and the like send the events that Label Studio would send; nothing runs by itself.
     """
 
-    def __init__(self, folder: Path, database: SqlDatabase) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        database: SqlDatabase,
+        *,
+        artifacts: ArtifactStore | None = None,
+        features: FeatureStore | None = None,
+    ) -> None:
         self.folder = folder
         self.database = database
         self.clock = FakeClock()
         self.images = FakeImages(folder / "images")
         self.embedder = FakeEmbedder()
         self.gateway = FakeGateway()
-        self.features = FeatureFiles(folder / "features")
-        self.artifacts = LocalArtifacts(folder / "artifacts")
+        self.features = features or FeatureFiles(folder / "features")
+        self.artifacts = artifacts or LocalArtifacts(folder / "artifacts")
         self.policy = TrainingPolicy(min_labels=4, finetune_min_labels=50, quiet_s=1, max_wait_s=10)
         self.scheduler = Scheduler(self.clock, self.policy)
         self.ingestion = Ingestion(database, self.clock, self.scheduler)

@@ -30,9 +30,11 @@ from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from backend.adapters.database.annotations import SqlAnnotationStore
 from backend.adapters.database.backbones import SqlBackboneStore
+from backend.adapters.database.dump import check_restorable, dump_rows, load_rows
 from backend.adapters.database.jobs import SqlJobStore
 from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
 from backend.adapters.database.projects import SqlProjectStore, find_project
+from backend.adapters.database.tables import metadata
 from backend.adapters.database.tasks import SqlTaskStore, find_tasks
 from backend.adapters.database.versions import SqlVersionStore, find_active
 from backend.adapters.database.views import SqlViewStore
@@ -41,6 +43,7 @@ from backend.errors import ConfigurationError, NotFound, StoreUnavailable
 from backend.ports import (
     AnnotationStore,
     BackboneStore,
+    DatabaseDump,
     Found,
     JobStore,
     ProjectStore,
@@ -183,16 +186,59 @@ class SqlDatabase:
             active = find_active(connection, project.id)
             return Found(project=project, active=active, tasks=tuple(find_tasks(connection, project.id, task_ids)))
 
+    @contextmanager
+    def dump(self) -> Iterator[DatabaseDump]:
+        """Open all rows of one moment for reading.
+
+        Raises:
+            StoreUnavailable: the database cannot be read.
+        """
+        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+            yield DatabaseDump(
+                revision=HEAD_REVISION,
+                tables={table.name: dump_rows(connection, table.name) for table in metadata.sorted_tables},
+            )
+
+    def check_restorable(self, revision: str) -> None:
+        """Make sure that rows of this revision can be restored, and that none are lost by that.
+
+        Raises:
+            Conflict: there are projects already.
+            ConfigurationError: a newer Tandem made the rows.
+            StoreUnavailable: the database cannot be reached.
+        """
+        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+            check_restorable(connection, revision)
+
+    def restore(self, dump: DatabaseDump) -> int:
+        """Fill an empty database with the rows of a dump, all or none, and return how many.
+
+        Raises:
+            Conflict: there are projects already.
+            ConfigurationError: a newer Tandem made the rows.
+            InvalidRequest: a table or row that cannot be one of ours.
+            StoreUnavailable: the database cannot be reached.
+        """
+        engine = create_engine(self._url, foreign_keys=False)
+        try:
+            with _unavailability_reported(engine):
+                if engine.dialect.name == "sqlite":
+                    _use_write_ahead_log(engine)
+                with engine.begin() as connection:
+                    return load_rows(connection, dump.revision, dump.tables)
+        finally:
+            engine.dispose()
+
+    def close(self) -> None:
+        """Close all connections; who goes on opens new ones."""
+        self._engine.dispose()
+
     def _lend(self) -> PoolProxiedConnection:
         errors = self._engine.dialect.loaded_dbapi.Error
         try:
             return self._engine.raw_connection()
         except errors as error:
             raise DBAPIError.instance(None, None, error, errors) from error
-
-    def close(self) -> None:
-        """Close all connections; who goes on opens new ones."""
-        self._engine.dispose()
 
 
 def create_engine(url: str, *, foreign_keys: bool = True) -> Engine:

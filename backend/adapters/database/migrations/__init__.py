@@ -19,27 +19,37 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def upgrade(connection: Connection) -> None:
+def drop_revision(connection: Connection) -> None:
+    """Forget the revision of a database that has no table any more."""
+    connection.execute(text("DROP TABLE alembic_version"))
+
+
+def known_revisions() -> set[str]:
+    """Return all revisions that this Tandem can make a database of."""
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory(str(Path(__file__).parent)).walk_revisions()}
+
+
+def upgrade(connection: Connection, target: str = HEAD_REVISION) -> None:
     """Apply the missing revisions inside the caller's write transaction, which keeps other processes out.
 
     Raises:
         ConfigurationError: the database is at a revision that this Tandem does not know.
     """
     revision = current_revision(connection)
-    if revision == HEAD_REVISION:
+    if revision == target:
         return
     # Not at the top: Alembic takes longer to import than all else that a start with a current schema does.
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and revision not in known_revisions():
         raise ConfigurationError(
             f"the database is at revision {revision!r}, this Tandem knows up to {HEAD_REVISION!r}: "
             "a newer Tandem made it, use that one"
         )
-    command.upgrade(config, "head")
+    command.upgrade(config, target)
