@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from backend.errors import TandemError
@@ -21,12 +22,12 @@ class Examination:
 
     def run(self, *, may_write: bool) -> Iterator[Finding]:
         """Make each check and tell what it found; ``may_write`` as in ``ProjectChecks``."""
-        database_works = False
-        for finding in self._machine.run():
-            database_works |= finding.check is Check.DATABASE and finding.status is Status.OK
+        works: set[Check] = set()
+        for finding in itertools.chain(self._machine.run(), self._label_studio.run()):
+            if finding.status is Status.OK:
+                works.add(finding.check)
             yield finding
-        yield from self._label_studio.run()
-        if not database_works:
+        if Check.DATABASE not in works:
             yield skipped(Check.WORKER, "the database cannot be read")
             yield skipped(Check.PROJECTS, "the database cannot be read")
             return
@@ -36,12 +37,14 @@ class Examination:
             yield skipped(Check.PROJECTS, "none is known yet: connect one in Label Studio, Settings > Model")
             return
         yield ok(Check.PROJECTS, f"{len(projects)} known")
-        yield from self._label_studio.judge_our_url(projects[-1].project.identity.label_studio_id)
+        asks = works >= {Check.LABEL_STUDIO, Check.API_KEY}
+        if asks:
+            yield from self._label_studio.judge_our_url(projects[-1].project.identity.label_studio_id)
         for known in projects:
-            yield from self._of(known, may_write=may_write)
+            yield from self._of(known, asks=asks, may_write=may_write)
 
-    def _of(self, known: Known, *, may_write: bool) -> Iterator[Finding]:
+    def _of(self, known: Known, *, asks: bool, may_write: bool) -> Iterator[Finding]:
         try:
-            yield from self._projects.run(known, may_write=may_write)
+            yield from self._projects.run(known, asks=asks, may_write=may_write)
         except TandemError as error:
             yield failed(Check.PROJECT, str(error), "do what the message says", project=known.project.id)

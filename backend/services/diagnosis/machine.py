@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -19,7 +20,7 @@ START = "start it: tandem serve, or tandem worker beside a web process of its ow
 
 
 class MachineChecks:
-    """Looks at this machine; writes nothing but a file that is gone again."""
+    """Looks at this machine; writes nothing but what is gone again."""
 
     def __init__(
         self,
@@ -92,13 +93,16 @@ class MachineChecks:
         return ok(Check.DATABASE, "reachable, and its schema is the one of this version")
 
     def _artifact_store(self) -> Finding:
+        """Publish something as small as can be, and take it away again."""
+        key = f"doctor/{secrets.token_hex(8)}"
         try:
-            with self._artifacts.scratch():
-                self._artifacts.keys("versions")
+            with self._artifacts.scratch() as folder:
+                (folder / "probe").write_bytes(b"tandem doctor")
+                self._artifacts.publish(key, folder)
+            self._artifacts.delete(key)
         except (TandemError, OSError) as error:
-            return failed(
-                Check.ARTIFACTS, str(error), "correct ARTIFACTS_URL or its credentials, or its folder's owner"
-            )
+            remedy = "correct ARTIFACTS_URL or its credentials, or its folder's owner"
+            return failed(Check.ARTIFACTS, str(error), remedy)
         return ok(Check.ARTIFACTS, "versions can be stored")
 
     def _gpu(self) -> Finding:

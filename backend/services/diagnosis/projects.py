@@ -23,6 +23,16 @@ CONNECT = "in Label Studio, Settings > Model > Connect Model, give Tandem's PUBL
 SYNC = "tandem sync {project} makes or repairs the webhook"
 
 
+ASKED_OF_LABEL_STUDIO = (
+    Check.PROJECT,
+    Check.CONNECTION,
+    Check.WEBHOOK,
+    Check.EVENTS,
+    Check.MODEL_VERSION,
+    Check.SAMPLING,
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """What Tandem's database holds of a project."""
@@ -38,7 +48,8 @@ class Known:
 class ProjectChecks:
     """Asks Label Studio and Tandem's database about each project.
 
-    ``may_write`` lets it save a project in Label Studio as it is, where nothing else proves that events come through.
+    ``asks`` says that Label Studio answers: else every project would wait for it in vain. ``may_write`` lets it save a
+    project in Label Studio as it is, where nothing else proves that events come through.
     """
 
     def __init__(
@@ -79,14 +90,14 @@ class ProjectChecks:
                 )
         return found
 
-    def run(self, known: Known, *, may_write: bool) -> Iterator[Finding]:
+    def run(self, known: Known, *, asks: bool, may_write: bool) -> Iterator[Finding]:
         """Make each check of one project."""
         project = known.project
         yield self._label_config(project)
         yield self._images_of(known)
         yield self._jobs(known)
-        if self._gateway is None or self._inspector is None:
-            for check in (Check.PROJECT, Check.CONNECTION, Check.WEBHOOK, Check.EVENTS, Check.MODEL_VERSION):
+        if self._gateway is None or self._inspector is None or not asks:
+            for check in ASKED_OF_LABEL_STUDIO:
                 yield skipped(check, "Label Studio cannot be asked", project=project.id)
             return
         try:

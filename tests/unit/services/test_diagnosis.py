@@ -296,8 +296,10 @@ class TestLabelStudio:
         assert patient.inspector
         patient.inspector.error = LabelStudioUnavailable("Label Studio at http://label-studio.test cannot be reached")
         ailments = patient.ailments()
-        assert ailments[Check.LABEL_STUDIO].status is Status.FAILED
-        assert ailments[Check.API_KEY].status is Status.SKIPPED
+        assert ailments.pop(Check.LABEL_STUDIO).status is Status.FAILED
+        assert {each.status for each in ailments.values()} == {Status.SKIPPED}
+        assert Check.CONNECTION in ailments
+        assert "project" not in patient.world.gateway.calls
 
     def test_nothing_is_set(self, patient: Patient) -> None:
         patient.inspector = None
@@ -318,8 +320,10 @@ class TestLabelStudio:
     def test_an_api_key_of_the_wrong_kind_or_that_is_refused(self, patient: Patient, refusal: str) -> None:
         assert patient.inspector
         patient.inspector.key_error = LabelStudioUnauthorized(refusal)
-        finding = patient.only(Check.API_KEY)
+        ailments = patient.ailments()
+        finding = ailments.pop(Check.API_KEY)
         assert finding.status is Status.FAILED
+        assert {each.status for each in ailments.values()} == {Status.SKIPPED}
         assert f"{finding.found}. {finding.remedy}" == refusal
         assert "ersonal" in finding.remedy
 
