@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.commands.context import make_container, start
+from backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from backend.settings import Settings
     from backend.supervisor import Command
 
@@ -58,10 +61,8 @@ def worker(
     with wrong_settings_told():
         container = make_container(settings)
         running = container.worker()
-    if metrics and settings.metrics_port:
-        from prometheus_client import start_http_server
-
-        start_http_server(settings.metrics_port, settings.metrics_host, container.worker_metrics)
+        if metrics and settings.metrics_port:
+            serve_metrics(settings.metrics_host, settings.metrics_port, container.worker_metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     if not running.run():
@@ -81,6 +82,23 @@ def demo(
         stop_demo(folder)
     else:
         run_demo(folder)
+
+
+def serve_metrics(host: str, port: int, metrics: CollectorRegistry) -> None:
+    """Answer Prometheus from now on, in threads of this process.
+
+    Raises:
+        ConfigurationError: nothing can listen there.
+    """
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(port, host, metrics)
+    except OSError as error:
+        raise ConfigurationError(
+            f"METRICS_PORT={port} of {host} cannot be listened on ({error.strerror}): "
+            "give this worker another one, or the option --no-metrics"
+        ) from error
 
 
 def _embedder_command() -> Command:

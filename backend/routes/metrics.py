@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -20,6 +22,9 @@ from backend.services.monitoring import Monitoring
 from backend.services.projects import ProjectOverview
 
 log = structlog.get_logger()
+
+REST_FACTOR = 20.0
+"""A hundred thousand labels take a second to count, in which annotators would wait; so it is not done all the time."""
 
 
 class Overviews(Protocol):
@@ -63,11 +68,14 @@ class DatabaseMetrics(Collector):
     def __init__(self, monitoring: Monitoring, projects: Overviews) -> None:
         self._monitoring = monitoring
         self._projects = projects
+        self._overviews: list[ProjectOverview] = []
+        self._look_again_s = 0.0
+        self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         """Read the database now; when it cannot be read, that is all there is to tell."""
         try:
-            overviews, work = self._projects.all(), self._monitoring.work()
+            work, overviews = self._monitoring.work(), self._look()
         except StoreUnavailable as error:
             log.warning("metrics without the database", reason=str(error))
             yield _gauge("tandem_database_up", "Whether the database can be read", False)
@@ -76,6 +84,16 @@ class DatabaseMetrics(Collector):
         yield from _projects(overviews)
         yield from _jobs(work.unfinished, work.now)
         yield _durations(work.tallies)
+
+    def _look(self) -> list[ProjectOverview]:
+        """Return all projects as they are now, or a moment ago where it takes long to count their labels."""
+        with self._lock:
+            started_s = time.monotonic()
+            if started_s >= self._look_again_s:
+                self._overviews = self._projects.all()
+                ended_s = time.monotonic()
+                self._look_again_s = ended_s + REST_FACTOR * (ended_s - started_s)
+            return self._overviews
 
 
 Reading = tuple[str, str, Callable[[ProjectOverview], float | None]]

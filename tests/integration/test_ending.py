@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import sqlalchemy
@@ -100,8 +101,9 @@ def test_a_worker_gives_back_what_it_cannot_end_in_time(learned: World) -> None:
             "LABEL_STUDIO_URL": slow.url,
             "LABEL_STUDIO_API_KEY": "0123456789abcdef",
             "LOG_FORMAT": "json",
+            "METRICS_PORT": str(free_port()),
         }
-        command = [sys.executable, "-m", "backend", "worker", "--no-embedder", "--no-metrics"]
+        command = [sys.executable, "-m", "backend", "worker", "--no-embedder"]
         with (learned.folder / "worker.log").open("wb") as log:
             environment = {**os.environ, **settings}  # noqa: TID251 - handed on
             with subprocess.Popen(command, env=environment, stderr=log) as worker:
@@ -113,7 +115,8 @@ def test_a_worker_gives_back_what_it_cannot_end_in_time(learned: World) -> None:
 
                 wait_for(sync_runs)
                 assert slow.asked.wait(60)
-                time.sleep(1)
+                with urlopen(f"http://127.0.0.1:{settings['METRICS_PORT']}/metrics", timeout=20) as metrics:
+                    assert b"tandem_embedder_up 0.0" in metrics.read()
                 worker.send_signal(signal.SIGTERM)
                 told_s = time.monotonic()
                 assert worker.wait(60) == 0
