@@ -55,7 +55,8 @@ def embedder_lock(model_dir: Path) -> Path:
 def counts_folder(model_dir: Path) -> Iterator[Path]:
     """Lend a new folder for what the processes of one supervisor count; see ``backend.measurements``.
 
-    Folders of supervisors that ended otherwise than in good order are removed.
+    Folders of supervisors that ended otherwise than in good order are removed, once none of their processes counts
+    any more: the lock goes on to those that are started with ``close_fds=False``.
     """
     parent = runtime_folder(model_dir) / "counts"
     parent.mkdir(exist_ok=True)
@@ -66,6 +67,7 @@ def counts_folder(model_dir: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(dir=parent))
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock, True)
     try:
         yield folder
     finally:

@@ -80,7 +80,8 @@ class Supervisor:
         while not stopping.is_set():
             started_s = time.monotonic()
             # a session of its own: Ctrl-C reaches the supervisor only, which then ends all in good order
-            with subprocess.Popen(command.arguments, env=environment, start_new_session=True) as child:
+            # what is inheritable is handed on: the lock on what it counts into
+            with subprocess.Popen(command.arguments, env=environment, start_new_session=True, close_fds=False) as child:
                 while child.poll() is None and not stopping.wait(0.2):
                     pass
                 if child.poll() is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from backend.adapters.gpus import gpu_memory
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, StoreUnavailable
 from backend.ports import DiskSpace, EmbedderState, GpuMemory
 from backend.processes import embedder_address, embedder_lock
 
@@ -60,6 +61,7 @@ def make_writable(folder: Path) -> None:
 
     Raises:
         ConfigurationError: it cannot be made or written to.
+        StoreUnavailable: its disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,8 @@ def make_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(b"a disk that is full takes an empty file, but no byte")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreUnavailable(f"MODEL_DIR={str(folder)!r} is full: make room there") from error
         raise ConfigurationError(
             f"MODEL_DIR={str(folder)!r} cannot be written to by user {os.getuid()} ({error.strerror}): "
             "make room there, change its owner or set MODEL_DIR"

@@ -65,7 +65,7 @@ class Monitoring:
             reasons["database"] = str(error)
         try:
             self._machine.check_writable()
-        except ConfigurationError as error:
+        except (ConfigurationError, StoreUnavailable) as error:
             log.warning("not ready", reason=str(error))
             reasons["disk"] = "MODEL_DIR cannot be written to"
         embedder = self._machine.embedder()
