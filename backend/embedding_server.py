@@ -59,6 +59,7 @@ class EmbeddingServer:
         self._base = Engine(backbone, self._device)
         self.runtime_name = self._base.runtime.name
         self._finetuned: OrderedDict[str, Engine] = OrderedDict()
+        self._loading = threading.Lock()
         self._waiting: queue.PriorityQueue[MicroBatch] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._batch_size = self._base.batch_size
@@ -134,12 +135,14 @@ class EmbeddingServer:
     def _engine(self, digest: str) -> Engine:
         if digest == self.base_digest:
             return self._base
-        if digest not in self._finetuned:
-            engine = Engine(load_saved_backbone(self._artifacts.fetch(f"backbones/{digest}")), self._device)
+        with self._loading:
+            engine = self._finetuned.pop(digest, None)
+            if engine is None:
+                engine = Engine(load_saved_backbone(self._artifacts.fetch(f"backbones/{digest}")), self._device)
+                while len(self._finetuned) >= N_FINETUNED_ENGINES:
+                    self._finetuned.popitem(last=False)
             self._finetuned[digest] = engine
-            while len(self._finetuned) > N_FINETUNED_ENGINES:
-                self._finetuned.popitem(last=False)
-        return self._finetuned[digest]
+            return engine
 
     def _work(self) -> None:
         while True:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from backend.admission import WAITING_PER_WORKING
 from backend.background_process import free_port
 from backend.commands.servers import web_arguments
 from backend.settings import Settings
+from tests.factories import make_task
 from tests.world import World, pets
 
 CONFIG = (
@@ -28,6 +31,8 @@ CONFIG = (
 )
 N_ADMITTED = 1 + WAITING_PER_WORKING
 N_REFUSED = 40
+N_EVENTS = 400
+PROJECT_PAYLOAD = {"id": 5, "created_at": "2023-11-14T22:13:20Z", "label_config": CONFIG}
 
 
 class StuckImages(ThreadingHTTPServer):
@@ -103,7 +108,7 @@ def test_events_are_answered_while_requests_for_suggestions_hang(url: str, image
         for number in range(20):
             event = {
                 "action": "TASKS_CREATED",
-                "project": {"id": 5, "created_at": "2023-11-14T22:13:20Z", "label_config": CONFIG},
+                "project": PROJECT_PAYLOAD,
                 "tasks": [{"id": 2000 + number, "data": {"image": "/data/upload/5/a.png"}}],
             }
             started_s = time.monotonic()
@@ -121,3 +126,35 @@ def test_events_are_answered_while_requests_for_suggestions_hang(url: str, image
         assert answer.status_code == 503
         assert int(answer.headers["Retry-After"]) > 0
         assert json.loads(answer.content)["error"]["code"] == "overloaded"
+
+
+def test_no_event_of_many_clients_at_once_is_lost(url: str, tmp_path: Path) -> None:
+    """What benchmarks/load.py does with 10,000 events, beside a training."""
+
+    def label(number: int) -> int:
+        task = {"id": number % 12 + 1, "data": {"image": make_task(number % 12 + 1, "cat").image_url}}
+        region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
+        annotation = {
+            "id": 10_000 + number,
+            "task": task["id"],
+            "result": [region],
+            "updated_at": "2026-01-01T00:00:00Z",
+        }
+        event = {"action": "ANNOTATION_CREATED", "project": PROJECT_PAYLOAD, "task": task, "annotation": annotation}
+        return requests.post(f"{url}/webhook", json=event, timeout=30).status_code
+
+    def ask(number: int) -> int:
+        task = {"id": number % 12 + 1, "data": {"image": make_task(number % 12 + 1, "cat").image_url}}
+        body = {"project": "5.1700000000", "label_config": CONFIG, "tasks": [task]}
+        return requests.post(f"{url}/predict", json=body, timeout=30).status_code
+
+    with ThreadPoolExecutor(20) as clients:
+        labelled = clients.map(label, range(N_EVENTS))
+        asked = clients.map(ask, range(40))
+        assert set(labelled) == {200}
+        assert set(asked) <= {200, 503}
+    with closing(sqlite3.connect(tmp_path / "tandem.sqlite3")) as connection:
+        stored = connection.execute("SELECT count(*) FROM annotation WHERE id >= 10000").fetchone()[0]
+        queued = connection.execute("SELECT kind FROM job WHERE status = 'queued'").fetchall()
+    assert stored == N_EVENTS
+    assert len(queued) == len(set(queued)), "one queued job of a kind, however many events ask for it"

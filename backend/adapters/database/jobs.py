@@ -27,7 +27,8 @@ class SqlJobStore:
         """Queue a job, or move the one already queued to ``run_after``; return it."""
         already = self.queued(project_id, kind)
         if already is not None:
-            return self._change(already.id, run_after=run_after)
+            moved = self._connection.execute(_MOVE, {"of_job": already.id, "to": run_after})
+            return _job(moved.one())
         statement = insert(job_table).values(
             project_id=project_id,
             kind=kind,
@@ -262,11 +263,19 @@ class SqlJobStore:
         return _job(self._connection.execute(changed.returning(*job_table.c)).one())
 
 
-# Every event asks for it: to put a statement together takes longer than to execute it.
+# What every event executes: to put a statement together takes longer than to execute it.
 _QUEUED = select(job_table).where(
     job_table.c.project_id == bindparam("project_id"),
     job_table.c.kind == bindparam("kind"),
     job_table.c.status == JobStatus.QUEUED,
+)
+
+
+_MOVE = (
+    update(job_table)
+    .where(job_table.c.id == bindparam("of_job"))
+    .values(run_after=bindparam("to"))
+    .returning(*job_table.c)
 )
 
 
