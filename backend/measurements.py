@@ -7,9 +7,15 @@ What the database knows is not counted here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+
+log = structlog.get_logger()
 
 ANSWER_BOUNDS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -35,6 +41,15 @@ suggestions = Counter(
 image_fetches = Counter(
     "tandem_image_fetches", "Images fetched, by scheme and what came of it", ["scheme", "outcome"], registry=_OWN
 )
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Count in this block; where the disk that the counts are kept on is full, nothing else fails because of it."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("not counted", reason=str(error))
 
 
 def counts() -> Collector:

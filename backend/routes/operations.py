@@ -13,7 +13,7 @@ import structlog
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest, make_wsgi_app
 
-from backend.measurements import request_durations
+from backend.measurements import counting, request_durations
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -65,7 +65,8 @@ def observe_requests(app: Flask) -> None:
         # not the path: everybody may invent those, and each would become a time series
         route = request.url_rule.rule if request.url_rule else "unknown"
         method = request.method if request.url_rule else "any"
-        request_durations.labels(method, route, response.status_code).observe(duration_s)
+        with counting():
+            request_durations.labels(method, route, response.status_code).observe(duration_s)
         response.headers["X-Request-ID"] = g.request_id
         log.log(
             _level(response.status_code),

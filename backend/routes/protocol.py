@@ -19,7 +19,7 @@ from backend.label_studio.payloads import (
     parse_event,
     parse_training_request,
 )
-from backend.measurements import predict_durations, suggestions
+from backend.measurements import counting, predict_durations, suggestions
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
@@ -48,10 +48,11 @@ def protocol_blueprint(container: Container) -> Blueprint:
             answer = container.prediction.predict(asked.project, asked.tasks)
         response = encode_predict_response(answer.results, answer.schema)
         n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
-        suggestions.labels("made").inc(n_suggested)
-        suggestions.labels("none").inc(len(answer.results) - n_suggested)
         images = "unknown" if answer.n_unknown_images else "known"
-        predict_durations.labels(images).observe(time.perf_counter() - started_s)
+        with counting():
+            suggestions.labels("made").inc(n_suggested)
+            suggestions.labels("none").inc(len(answer.results) - n_suggested)
+            predict_durations.labels(images).observe(time.perf_counter() - started_s)
         return response
 
     @routes.post("/webhook")

@@ -131,22 +131,22 @@ class Processes:
 
     def kill(self, victim: str, choose: float) -> bool:
         """Kill one of the processes of a kind, ``choose`` in [0, 1) says which; return whether there was one."""
-        if victim in SUPERVISORS:
-            process = self._supervisors[victim]
-            alive = process.poll() is None
-            process.kill()
-            process.wait()
-            return alive
-        found = sorted(pid for pid, command in self.alive() if VICTIMS[victim] in command)
-        if victim.startswith("web"):
-            # the master is there first, and the others are its children
-            found = found[:1] if victim == "web master" else found[1:]
-        if not found:
-            return False
-        with contextlib.suppress(ProcessLookupError):
+        found = self.find(victim)
+        with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(found[int(choose * len(found))], signal.SIGKILL)
             return True
         return False
+
+    def find(self, victim: str) -> list[int]:
+        """Return the processes of a kind."""
+        if victim in SUPERVISORS:
+            process = self._supervisors[victim]
+            return [process.pid] if process.poll() is None else []
+        found = sorted(pid for pid, command in self.alive() if VICTIMS[victim] in command)
+        if victim.startswith("web"):
+            # the master is there first, and the others are its children
+            return found[:1] if victim == "web master" else found[1:]
+        return found
 
     def limit_files(self, n_bytes: int) -> None:
         """Cut short every write beyond so many bytes of a file, of all processes and of those they start."""

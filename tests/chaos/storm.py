@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
@@ -273,7 +274,8 @@ class Mischief:
 
     def kill(self) -> None:
         """Kill a process; what it left half written may have lost its end."""
-        victim = self.random.choices(list(KILL_WEIGHTS), list(KILL_WEIGHTS.values()))[0]
+        alive = [victim for victim in KILL_WEIGHTS if self.tandem.find(victim)]
+        victim = self.random.choices(alive, [KILL_WEIGHTS[each] for each in alive])[0]
         if self.tandem.kill(victim, self.random.random()):
             self.counts[f"kill: {victim}"] += 1
             self.tear_files()
@@ -394,6 +396,7 @@ def storm(annotators: Annotators, mischief: Mischief, n_kills: int) -> None:
         while mischief.n_kills < n_kills and not failures:
             mischief.do_one()
             annotators.check_acknowledged()
+            sys.stderr.write(f"\r{mischief.n_kills} of {n_kills} killed")
     finally:
         over.set()
         thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 from backend import embedding_server
 from backend.domain import JobKind, JobStatus
 from backend.embedding_server import N_FINETUNED_ENGINES, EmbeddingServer
+from backend.measurements import counting
 from backend.promotion import version_key
 from backend.services.prediction import N_LOADED_VERSIONS
 from tests.factories import make_annotation
@@ -67,3 +69,10 @@ def test_queued_jobs(world: World) -> None:
                 world.scheduler.soon(stores, PROJECT, kind)
     queued = [job for job in world.projects.jobs(PROJECT) if job.status is JobStatus.QUEUED]
     assert sorted(job.kind for job in queued) == sorted(JobKind)
+
+
+def test_counting_fails_nothing_where_its_disk_is_full() -> None:
+    with counting():
+        raise OSError(errno.ENOSPC, "no space left on device")
+    with pytest.raises(ZeroDivisionError), counting():
+        raise ZeroDivisionError
