@@ -4,7 +4,10 @@ Temperature scaling divides all logits by one number T > 0 (Guo, Pleiss, Sun, We
 Neural Networks", 2017). T must be fitted on logits of images that the head was not fitted on. A few dozen of them
 say little about T, and where all are right they ask for T = 0; so T is the maximum a posteriori under a normal
 prior of log T. Heads that see more labels are less over-confident, and the final head sees a fold more than those
-that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to ``SMALLEST_FINAL_SHARE``.
+that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to a share that the prior names.
+
+A head that believes its own guesses about the pool is surer of itself than its labels allow, and folds show less of
+it: they are held out of the labels, but all heads share the pool. So it has a prior of its own.
 
 The constants were found on photos, with 5 to 50 labels per class and two backbones.
 
@@ -22,15 +25,31 @@ from numpy.typing import NDArray
 
 from model.logits import calibrated
 
-PRIOR_TEMPERATURE = 4.0
-PRIOR_PRECISION = 8.0
 FINAL_HEAD_GAIN = 1.5
-SMALLEST_FINAL_SHARE = 0.75
 LOG_TEMPERATURE_RANGE = (-3.0, 7.0)
 N_BISECTIONS = 14
 MAX_TEMPERATURE_IMAGES = 3000
 """One number is known well enough from every so-many-th of more images."""
 N_BINS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemperaturePrior:
+    """What T is expected to be before any image is looked at.
+
+    Attributes:
+        temperature: the median of T.
+        precision: one over the variance of log T.
+        smallest_final_share: what is left at least of T for the head on all labels, from 0 to 1.
+    """
+
+    temperature: float
+    precision: float
+    smallest_final_share: float
+
+
+LABELS_ALONE = TemperaturePrior(temperature=4.0, precision=8.0, smallest_final_share=0.6)
+HELPED_BY_POOL = TemperaturePrior(temperature=7.0, precision=20.0, smallest_final_share=0.75)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +72,17 @@ class Reliability:
         return gaps / max(1, sum(self.counts))
 
 
-def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> float:
-    """Return T for out-of-fold logits, (n, k): what is expected of it when n is 0.
+def fit_temperature(
+    logits: NDArray[np.floating[Any]],
+    targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
+    prior: TemperaturePrior = LABELS_ALONE,
+) -> float:
+    """Return T for out-of-fold logits, (n, k): what the prior expects of it when n is 0.
 
     Args:
         logits: of images that the head they come from was not fitted on.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
+        prior: of the head.
     """
     multiple = targets.ndim == 2
     step = -(-max(1, len(logits)) // MAX_TEMPERATURE_IMAGES)
@@ -74,16 +98,16 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.integ
         # The slope of the log loss by 1/T: what the probabilities expect of the logits, less what is true.
         expected = calibrated(wide, float(np.exp(middle)), multiple=multiple)
         slope = float((expected * wide).sum(dtype=np.float64)) - true_sum
-        if slope * np.exp(-middle) > PRIOR_PRECISION * (middle - np.log(PRIOR_TEMPERATURE)):
+        if slope * np.exp(-middle) > prior.precision * (middle - np.log(prior.temperature)):
             coldest = middle
         else:
             hottest = middle
     return float(np.exp((coldest + hottest) / 2))
 
 
-def final_temperature(temperature: float, n_images: int) -> float:
+def final_temperature(temperature: float, n_images: int, prior: TemperaturePrior = LABELS_ALONE) -> float:
     """Return T for the head on all labels from the T that fits out-of-fold logits of ``n_images``."""
-    return temperature * max(SMALLEST_FINAL_SHARE, 1 - FINAL_HEAD_GAIN / math.sqrt(max(1, n_images)))
+    return temperature * max(prior.smallest_final_share, 1 - FINAL_HEAD_GAIN / math.sqrt(max(1, n_images)))
 
 
 def reliability(

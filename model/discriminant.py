@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from model.head import FloatArray
 from model.logits import LinearMap, calibrated
 
-PRIOR_IMAGES_PER_DIMENSION = 0.5
+PRIOR_IMAGES_PER_DIMENSION = 0.35
 PRIOR_COUNT = 0.5
 POOL_WEIGHT = 0.6
 POOL_ROUNDS = 2

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from model.calibration import PRIOR_TEMPERATURE, final_temperature, fit_temperature, reliability
+from model.calibration import (
+    HELPED_BY_POOL,
+    LABELS_ALONE,
+    TemperaturePrior,
+    final_temperature,
+    fit_temperature,
+    reliability,
+)
 from model.logits import calibrated
 
 
@@ -28,24 +35,33 @@ def test_temperature_of_several_classes_per_image(factor: float) -> None:
     assert fit_temperature(factor * logits, targets) == pytest.approx(factor, rel=0.05)
 
 
-def test_temperature_of_few_images_stays_near_what_is_expected() -> None:
+@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
+def test_temperature_of_few_images_stays_near_what_is_expected(prior: TemperaturePrior) -> None:
     logits = np.array([[30.0, 0.0], [0.0, 30.0]], np.float32)
     # Both are right: without a prior T would run to zero.
-    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(PRIOR_TEMPERATURE, rel=0.1)
-    assert fit_temperature(logits[:0], np.zeros(0, int)) == pytest.approx(PRIOR_TEMPERATURE, rel=1e-2)
+    assert fit_temperature(logits, np.array([0, 1]), prior) == pytest.approx(prior.temperature, rel=0.1)
+    assert fit_temperature(logits[:0], np.zeros(0, int), prior) == pytest.approx(prior.temperature, rel=1e-2)
+
+
+@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
+def test_many_images_overrule_what_was_expected(prior: TemperaturePrior) -> None:
+    logits, targets = honest_logits(20_000)
+    assert fit_temperature(logits, targets, prior) == pytest.approx(1.0, rel=0.05)
 
 
 @pytest.mark.parametrize("n_images", [50, 5000])
-def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int) -> None:
+@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
+def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int, prior: TemperaturePrior) -> None:
     logits = 1000 * np.eye(5, dtype=np.float32)[np.arange(n_images) % 5]
-    temperature = fit_temperature(logits, np.arange(n_images) % 5)
-    assert PRIOR_TEMPERATURE / 2 < temperature < 2 * PRIOR_TEMPERATURE
+    temperature = fit_temperature(logits, np.arange(n_images) % 5, prior)
+    assert prior.temperature / 2 < temperature < 2 * prior.temperature
 
 
-def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few() -> None:
-    assert final_temperature(4.0, 0) == final_temperature(4.0, 10) == 3.0
-    assert final_temperature(4.0, 100) < final_temperature(4.0, 10_000) < 4.0
-    assert final_temperature(4.0, 1_000_000) == pytest.approx(4.0, rel=0.01)
+@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
+def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few(prior: TemperaturePrior) -> None:
+    assert final_temperature(4.0, 0, prior) == final_temperature(4.0, 5, prior) == 4 * prior.smallest_final_share
+    assert final_temperature(4.0, 100, prior) < final_temperature(4.0, 10_000, prior) < 4.0
+    assert final_temperature(4.0, 1_000_000, prior) == pytest.approx(4.0, rel=0.01)
 
 
 def test_constant_logits_have_a_finite_temperature() -> None:

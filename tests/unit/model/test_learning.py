@@ -79,6 +79,29 @@ def test_several_classes_per_image_are_learned() -> None:
     assert all(0.2 <= threshold <= 0.8 for threshold in thresholds)
 
 
+@pytest.mark.parametrize(
+    ("classes_of_pool", "method"),
+    [
+        pytest.param(np.arange(300) % 4, "pool", id="same classes"),
+        pytest.param(500 + np.arange(300) % 7, "labelled", id="foreign"),
+    ],
+)
+def test_a_pool_helps_unless_it_misleads(classes_of_pool: np.ndarray, method: str) -> None:
+    examples, targets = make_examples(np.arange(40) % 4), np.arange(800) % 4
+    alone = learn_from(examples, 4)
+    helped = learn_from(examples, 4, make_features(classes_of_pool, 2))
+    assert helped.method == method
+    assert helped.candidates == ("pool", "labelled")
+    accuracies = [
+        evaluate(each.predictor.predict_proba(make_features(targets, 3)), targets, multiple=False).accuracy
+        for each in (alone, helped)
+    ]
+    if method == "pool":
+        assert accuracies[1] > accuracies[0] + 0.01
+    else:
+        assert accuracies[1] == pytest.approx(accuracies[0], abs=0.01)
+
+
 def test_labels_that_mean_nothing_are_not_believed() -> None:
     targets = np.random.default_rng(11).integers(0, 2, 200)
     examples = replace(make_examples(targets), features=make_features(np.zeros(200, int), 12))
