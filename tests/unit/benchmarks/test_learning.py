@@ -130,6 +130,19 @@ class TestSummary:
         assert (row["best_other"], row["difference_in_points"]) == ("fastai", pytest.approx(-10))
         assert row["above_baseline_in_points"] == pytest.approx(10)
 
+    def test_methods_are_held_against_each_other_on_the_runs_that_both_have(self) -> None:
+        runs = [
+            *(make_run("tandem", 0.6, seed=seed) for seed in (1, 2, 3)),
+            *(make_run("logistic", 0.5, seed=seed) for seed in (1, 2, 3)),
+            make_run("fastai", 0.2, seed=2),
+            make_run("fastai", 0.9, seed=2, name="tools"),
+        ]
+        rows = {row["other"]: row for row in summarise(runs)["against_each_other"]}
+        assert list(rows) == ["logistic", "fastai"]
+        assert rows["logistic"]["difference_in_points"] == pytest.approx(10)
+        assert rows["fastai"]["difference_in_points"] == pytest.approx(40)
+        assert [(row["runs"], row["seeds"]) for row in rows.values()] == [(3, 3), (1, 1)]
+
     def test_the_whole_pool_only_checks_the_baseline(self) -> None:
         summary = summarise([make_run("logistic", 0.787, name="trash", size=WHOLE_POOL)])
         assert summary["per_size"] == {}

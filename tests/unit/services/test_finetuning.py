@@ -77,8 +77,12 @@ def test_a_network_is_learned_and_competes(
     assert 0 < candidate.n_validation < N
     assert candidate.backbone_digest != before.backbone_digest
     assert shown.artifacts.keys(backbone_key(candidate.backbone_digest)) == [backbone_key(candidate.backbone_digest)]
-    report = shown.projects.version(PROJECT, candidate.name).report
+    report, earlier = (shown.projects.version(PROJECT, version.name).report for version in (candidate, before))
     assert report is not None
+    assert earlier is not None
+    # calibrated anew, on images that the network was held back from
+    assert report.calibrated.n == candidate.n_validation
+    assert report.temperature != earlier.temperature
     assert report.finetuning is not None
     assert report.finetuning["epochs"] > 0
     assert report.timings_s["finetune"] > 0
