@@ -107,6 +107,14 @@ def test_no_default_password_opens_anything(containers: Composition, annotator: 
     assert logs_in(annotator.url, user, containers.secret("label_studio_password"))
 
 
+def test_people_log_in_through_a_proxy_with_tls(containers: Composition, annotator: Annotator) -> None:
+    password = containers.secret("label_studio_password")
+    ours = containers.environment["CSRF_TRUSTED_ORIGINS"]
+
+    assert logs_in(annotator.url, "admin@example.com", password, origin=ours)
+    assert not logs_in(annotator.url, "admin@example.com", password, origin="https://elsewhere.example.com")
+
+
 def test_nobody_signs_up_without_an_invitation(annotator: Annotator) -> None:
     page = requests.Session()
     page.get(f"{annotator.url}/user/signup/", timeout=60)
@@ -256,12 +264,12 @@ def scores(annotator: Annotator) -> dict[int, tuple[str, float]]:
     return {task: (each["model_version"], each["score"]) for task, each in annotator.predictions().items()}
 
 
-def logs_in(url: str, user: str, password: str) -> bool:
-    """Whether Label Studio's own page takes a password."""
+def logs_in(url: str, user: str, password: str, *, origin: str | None = None) -> bool:
+    """Whether Label Studio's own page takes a password; ``origin`` is what a browser says that the page is from."""
     page = requests.Session()
     page.get(f"{url}/user/login/", timeout=60)
     form = {"email": user, "password": password, "csrfmiddlewaretoken": page.cookies["csrftoken"]}
-    page.post(f"{url}/user/login/", data=form, timeout=60)
+    page.post(f"{url}/user/login/", data=form, headers={"Origin": origin} if origin else {}, timeout=60)
     return page.get(f"{url}/api/current-user/whoami", timeout=60).status_code == 200
 
 
