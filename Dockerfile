@@ -19,13 +19,14 @@ COPY pyproject.toml uv.lock ./
 
 # The lock file names PyTorch as PyPI has it, which cannot be imported without the CUDA libraries. Here the same
 # versions come from PyTorch's own index of CPU builds, and everything else, checked by hash, from the lock file.
+# nvidia-ml-py is none of them: it asks the driver, where there is one, how much memory a GPU has.
 FROM build AS cpu-packages
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH_VERSIONS=""
 RUN --mount=type=cache,target=/root/.cache/uv \
     sed -nE 's/^name = "((cuda|nvidia)-.*|torch|torchvision|triton)"$/--no-emit-package=\1/p' uv.lock \
-        | xargs uv export --quiet --no-default-groups --no-emit-project --extra postgresql --extra s3 --extra openvino --output-file locked.txt; \
+        | grep -v nvidia-ml-py | xargs uv export --quiet --no-default-groups --no-emit-project --extra postgresql --extra s3 --extra openvino --output-file locked.txt; \
     echo "${TORCH_VERSIONS:-$(uv export --quiet --no-hashes | grep -E '^(torch|torchvision)==')}" | tr ' ' '\n' > torch.txt; \
     uv pip install --no-deps --default-index "${TORCH_INDEX}" --requirement torch.txt; \
     uv pip install --no-deps --require-hashes --requirement locked.txt; \
@@ -57,7 +58,8 @@ WORKDIR /src
 COPY README.md LICENSE ./
 COPY model model
 COPY backend backend
-RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --target /opt/application .
+RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps --target /opt/application . \
+    && PYTHONPATH=/opt/application python -c "import backend.app, backend.embedder, backend.job_process"
 
 
 FROM application AS weights

@@ -6,10 +6,12 @@ import json
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.loop import Tandem
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 WORKERS = """
 import pathlib
 for folder in pathlib.Path("/proc").glob("[0-9]*"):
@@ -35,8 +37,15 @@ class Composition:
             text=True,
             timeout=timeout_s,
         )
-        assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
+        assert done.returncode == 0, f"{arguments}: {done.stdout[-4000:]}{done.stderr[-2000:]}"
         return done.stdout
+
+    def script(self, name: str, *arguments: str) -> None:
+        """Run one of the scripts for a composition."""
+        environment = self.environment | {"COMPOSE": " ".join(self.command)}
+        command = [str(SCRIPTS / name), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
     def python(self, service: str, script: str) -> str:
         """Run a script within a service."""

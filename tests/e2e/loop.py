@@ -131,6 +131,13 @@ class Annotator:
         query = {"project": self.project_id, "page_size": 200, "fields": "all"}
         return self.call("GET", "/api/tasks", params=query)["tasks"]
 
+    def content(self, task: dict[str, Any]) -> bytes:
+        """The image of a task."""
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = requests.get(self.url + task["data"]["image"], headers=headers, timeout=60)
+        answer.raise_for_status()
+        return answer.content
+
     def label(self, task_id: int, class_name: str | None = None) -> int:
         value = {"choices": [class_name or self.truth[task_id]]}
         region = {"from_name": "colour", "to_name": "image", "type": "choices", "value": value}

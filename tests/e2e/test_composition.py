@@ -6,6 +6,8 @@ import contextlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -169,6 +171,15 @@ def test_label_studio_still_refuses_loopback_and_metadata_addresses(annotator: A
     assert "reserved network address" in answer.text
 
 
+def test_the_doctor_finds_nothing_wrong(containers: Composition, annotator: Annotator) -> None:
+    found = json.loads(containers.run("exec", "-T", "tandem", "tandem", "doctor", "--json"))
+
+    checks = {check["check"]: check["status"] for check in found["checks"]}
+    assert found["ok"], found
+    assert checks["events"] == checks["webhook address"] == checks["worker"] == "ok", found
+    assert any(check["project"] == annotator.project_id for check in found["checks"])
+
+
 def test_a_database_that_restarts_is_no_end(containers: Composition, tandem: Tandem, annotator: Annotator) -> None:
     containers.run("restart", "database")
     wait_for(lambda: is_answering(annotator), "Label Studio is back")
@@ -220,6 +231,29 @@ def test_containers_made_anew_know_everything(containers: Composition, tandem: T
     tandem.url = containers.url("tandem", 9090)
     assert tandem.get(f"/api/projects/{annotator.project_id}/versions") == versions
     assert scores(annotator) == suggested
+    annotator.label(annotator.unlabelled()[0])
+    wait_for(lambda: learned(tandem, annotator, n_labels + 1), "a version that knows one more label")
+
+
+def test_a_backup_brings_everything_back(
+    containers: Composition, tandem: Tandem, annotator: Annotator, tmp_path: Path
+) -> None:
+    def known() -> list[Any]:
+        images = [annotator.content(task) for task in annotator.tasks()[:3]]
+        return [tandem.get(f"/api/projects/{annotator.project_id}/versions"), scores(annotator), images]
+
+    before = known()
+    n_labels = len(annotator.truth) - len(annotator.unlabelled())
+
+    containers.script("back-up", str(tmp_path / "backup"))
+    containers.run("down", "--volumes", "--timeout", str(STOP_LIMIT_S))
+    containers.script("restore", str(tmp_path / "backup"))
+    containers.run("up", "--detach", "--no-build", "worker", "prometheus", "storage", timeout_s=600)
+
+    label_studio = ComposedLabelStudio(containers)
+    annotator.url, annotator.token = label_studio.url, label_studio.token
+    tandem.url = containers.url("tandem", 9090)
+    assert known() == before
     annotator.label(annotator.unlabelled()[0])
     wait_for(lambda: learned(tandem, annotator, n_labels + 1), "a version that knows one more label")
 
