@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 
 import structlog
 
@@ -23,7 +23,8 @@ def main() -> None:
     log_what_nobody_caught()
     exit_with_parent()
     give_back_memory()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # nothing is left to be put in order, and torch would take seconds to put itself in order
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before
     with exclusive_lock(embedder_lock(settings.model_dir)):
         from backend.embedding_server import EmbeddingServer

@@ -418,3 +418,32 @@ def test_no_job_is_lost_doubled_or_changed_after_its_end(database: SqlDatabase) 
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+class TestRelease:
+    def test_a_released_job_was_never_tried(self, database: Database) -> None:
+        made = enqueue(database)
+        job = claimed(database, "w1")
+        with database.transaction() as stores:
+            stores.jobs.release(job.id, "w1", NOON + SECOND, "the worker was stopped")
+        waiting = get(database, job.id)
+        assert (waiting.status, waiting.attempts, waiting.worker) == (JobStatus.QUEUED, 0, None)
+        assert (waiting.started_at, waiting.lease_until) == (None, None)
+        assert (waiting.run_after, waiting.reason) == (NOON + SECOND, "the worker was stopped")
+        assert claimed(database, "w2", now=NOON + SECOND).attempts == made.attempts + 1
+
+    def test_earlier_attempts_still_count(self, database: Database) -> None:
+        job = enqueue(database)
+        with database.transaction() as stores:
+            stores.jobs.claim([JobKind.HEAD], "w1", NOON, NOON + SECOND)
+            stores.jobs.requeue(job.id, "w1", NOON, "it failed")
+            stores.jobs.claim([JobKind.HEAD], "w1", NOON, NOON + SECOND)
+            stores.jobs.release(job.id, "w1", NOON, "the worker was stopped")
+        assert get(database, job.id).attempts == 1
+
+    def test_only_who_holds_it_releases_it(self, database: Database) -> None:
+        job = enqueue(database)
+        claimed(database, "w1")
+        with database.transaction() as stores, pytest.raises(JobLost):
+            stores.jobs.release(job.id, "w2", NOON, "not mine")
+        assert get(database, job.id).status is JobStatus.RUNNING

@@ -202,6 +202,7 @@ class TestTasks:
             stores.tasks.upsert(5, [a_task(1), a_task(2)])
             stores.tasks.record_image(5, broken)
             assert stores.tasks.problems(5, limit=10) == [broken]
+            assert stores.tasks.count_problems(5) == 1
             assert stores.tasks.forgive_problems(5) == 1
             assert stores.tasks.forgive_problems(5) == 0
             assert stores.tasks.problems(5, limit=10) == []
