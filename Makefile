@@ -10,7 +10,7 @@ READY := .venv/ready
 IN_VENV := . .venv/bin/activate &&
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || command -v docker-compose)
 
-.PHONY: help setup demo demo-stop run check test chaos image-test fuzz audit sbom clean
+.PHONY: help setup demo demo-stop run check test chaos soak image-test fuzz audit sbom clean
 
 help:  ## show these targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -44,6 +44,10 @@ test: $(READY)  ## every test that this machine can run; the first run also inst
 KILLS ?= 300
 chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothing acknowledged is lost (KILLS=300 SEED=7)
 	$(IN_VENV) pytest tests/chaos -s --chaos-kills $(KILLS) $(if $(SEED),--chaos-seed $(SEED))
+
+SOAK_S ?= 600
+soak: $(READY)  ## three web processes and three workers on one PostgreSQL for ten minutes (SOAK_S=600)
+	$(IN_VENV) pytest tests/integration/test_soak.py -s --soak-s $(SOAK_S)
 
 image-test: $(READY)  ## build the image, start docker-compose.yml with it and run the end-to-end tests against that
 	@scripts/image-test

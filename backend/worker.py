@@ -171,9 +171,10 @@ class Worker:
             lane.executor.close()
 
     def _claim(self, lane: Lane) -> Job | None:
-        now = self._clock.now()
         try:
             with self._database.transaction() as stores:
+                # Not before: it may have waited for another writer for as long as a lease lasts.
+                now = self._clock.now()
                 return stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
         except StoreUnavailable as error:
             log.error("no job can be claimed", reason=str(error))

@@ -27,7 +27,7 @@ from backend.errors import (
     StoreUnavailable,
     TrainingImpossible,
 )
-from backend.ports import Executor, ReportProgress
+from backend.ports import Executor, ReportProgress, Stores
 from backend.worker import LEASE, MAX_DEATHS, Lane, Worker, has_ended
 from tests.factories import make_version
 from tests.fakes import FakeExecutor
@@ -110,6 +110,26 @@ def project(world: World) -> World:
     world.ingestion.setup(world.snapshot)
     world.finish_jobs()
     return world
+
+
+def test_a_lease_begins_when_the_job_is_claimed(project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before another writer was waited for: it would be over at once, and the job run twice."""
+    job = enqueue(project)
+    transaction = project.database.transaction
+
+    @contextmanager
+    def after_a_wait() -> Iterator[Stores]:
+        with transaction() as stores:
+            project.clock.forward(LEASE.total_seconds())
+            yield stores
+
+    monkeypatch.setattr(project.database, "transaction", after_a_wait)
+    worker = make_worker(project, FakeExecutor(lambda *_: "done"))
+    claimed = worker._claim(worker._lanes[0])
+    assert claimed is not None
+    assert (claimed.id, claimed.started_at) == (job.id, project.clock.now())
+    with transaction() as stores:
+        assert stores.jobs.requeue_expired(project.clock.now()) == []
 
 
 class TestOutcomes:
