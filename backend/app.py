@@ -8,7 +8,7 @@ import structlog
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.bootstrap import Container
+from backend.bootstrap import STORAGE_PATIENCE_S, Container
 from backend.errors import (
     Conflict,
     CrossSiteRequest,
@@ -34,7 +34,6 @@ from backend.settings import Settings, load_settings
 log = structlog.get_logger()
 
 RETRY_AFTER_S = 2
-STORAGE_PATIENCE_S = 1.0
 STATUS_OF = {
     InvalidRequest: 400,
     Unauthorized: 401,

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from backend.services.training import Training
 
 
+STORAGE_PATIENCE_S = 1.0
+"""How long a request may wait for features of other machines."""
 QUICK_POLL_S = 0.2
 """How often to look for what an annotator waits for."""
 

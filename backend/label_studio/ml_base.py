@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 @cache
 def container() -> Container:
     """Return the services of this process, wired by the settings in the environment."""
-    from backend.bootstrap import Container
+    from backend.bootstrap import STORAGE_PATIENCE_S, Container
     from backend.processes import one_linear_algebra_thread
     from backend.settings import load_settings
 
     one_linear_algebra_thread()
-    return Container(load_settings())
+    return Container(load_settings(), storage_patience_s=STORAGE_PATIENCE_S)
 
 
 class Tandem(LabelStudioMLBase):  # type: ignore[misc]  # the package has no types

@@ -95,7 +95,7 @@ class Clinic:
 
 @pytest.fixture(autouse=True)
 def _no_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("backend.commands.context.configure_logs", lambda _level: None)
+    monkeypatch.setattr("backend.commands.context.configure_logs", lambda *_, **__: None)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()

@@ -146,7 +146,7 @@ def tandem(server: Any, world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
 def own_web(world: World, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
     """Tandem's own web application on a world."""
     monkeypatch.setattr("backend.app.configure_logs", lambda *_, **__: None)
-    monkeypatch.setattr("backend.app.Container", lambda _settings: make_container(world))
+    monkeypatch.setattr("backend.app.Container", lambda _settings, **_: make_container(world))
     return create_app(Settings(model_dir=world.folder)).test_client()  # type: ignore[call-arg]
 
 
