@@ -6,7 +6,8 @@ A whole Tandem (web, worker, embedder) runs on generated photos of 640 x 480, re
 weights are random, which is as fast. One task per request, asked by http.client from another process. What is
 compared is measured in turns, once per round, and the ratios are medians over the rounds:
 
-- known images, against a Flask route that does nothing, under the same gunicorn settings;
+- known images, against a Flask route that does nothing, under the same gunicorn settings, by throughput and by the web
+  process's own time for a request, which others on the machine disturb less;
 - images never seen before, against decoding and network alone, with all images given at once, in a process that does
   nothing else: Tandem's engine with its runtime and with torch, and eager torch in float32;
 - known images while a network is fine-tuned, against the same while that process is stopped;
@@ -24,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,6 +46,7 @@ from benchmarks.serving_world import (
     memory_mb,
     processor_s,
     training_process,
+    web_master,
     web_server,
     write_weights,
 )
@@ -54,19 +56,28 @@ N_UNKNOWN_PER_ROUND = 48
 UNKNOWN_CLIENTS = 4
 BURST_S = 1.0
 SUGGESTED = b'"model_version"'
+NO_OP = b'["no-op"]'
 LIBRARIES = ("flask", "gunicorn", "numpy", "openvino", "sqlalchemy", "torch", "torchvision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Requests a second and latencies in milliseconds; ``ratio`` is of Tandem's throughput to the no-op's."""
+    """Requests a second, and latencies and the web process's own time for a request in milliseconds.
+
+    ``ratio`` is of Tandem's throughput to the no-op's, ``best_ratio`` that of the best burst of each: others who use
+    the machine only ever slow a burst down. ``cpu_ratio`` is of the no-op's processor time to Tandem's.
+    """
 
     clients: int
     no_op_per_s: float
     tandem_per_s: float
     tandem_p50_ms: float
     tandem_p95_ms: float
+    no_op_cpu_ms: float
+    tandem_cpu_ms: float
     ratio: float
+    best_ratio: float
+    cpu_ratio: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,24 +140,38 @@ def percentile_ms(bursts: Iterable[Burst], percent: float) -> float:
     return median(float(np.percentile(burst.latencies_s, percent)) * 1000 for burst in bursts)
 
 
-def measure_known(tandem: Tandem, clients: Clients, n_clients: int, rounds: int) -> Known:
+def measure_known(tandem: Tandem, web: int, clients: Clients, n_clients: int, rounds: int) -> Known:
+    """Measure known images; ``web`` is the master of Tandem's web server."""
     bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
     settings = tandem.settings(port=free_port())
-    with web_server("serving_load:no_op()", settings, tandem.environment()):
-        bursts = []
-        for _ in range(rounds + 1):
-            no_op = clients.ask(settings.port, bodies, n_clients, duration_s=BURST_S)
-            ours = clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S)
-            bursts.append((no_op, ours))
-    no_ops, suggestions = zip(*bursts[1:], strict=True)  # the first round warms up
+    with web_server(settings, tandem.environment(), "serving_load:no_op()") as no_op:
+
+        def burst(master: int, port: int, expected: bytes) -> tuple[Burst, float]:
+            before_s = workers_s(master)
+            answered = clients.ask(port, bodies, n_clients, expected=expected, duration_s=BURST_S)
+            return answered, (workers_s(master) - before_s) / len(answered.latencies_s) * 1000
+
+        rounds_taken = [
+            (*burst(no_op, settings.port, NO_OP), *burst(web, tandem.port, SUGGESTED)) for _ in range(rounds + 1)
+        ]
+    no_ops, no_op_cpu_ms, suggestions, cpu_ms = zip(*rounds_taken[1:], strict=True)  # the first round warms up
     return Known(
         clients=n_clients,
         no_op_per_s=median(burst.per_s for burst in no_ops),
         tandem_per_s=median(burst.per_s for burst in suggestions),
         tandem_p50_ms=percentile_ms(suggestions, 50),
         tandem_p95_ms=percentile_ms(suggestions, 95),
-        ratio=median(ours.per_s / no_op.per_s for no_op, ours in bursts[1:]),
+        no_op_cpu_ms=median(no_op_cpu_ms),
+        tandem_cpu_ms=median(cpu_ms),
+        ratio=median(ours.per_s / no_op.per_s for no_op, ours in zip(no_ops, suggestions, strict=True)),
+        best_ratio=max(burst.per_s for burst in suggestions) / max(burst.per_s for burst in no_ops),
+        cpu_ratio=median(no_op / ours for no_op, ours in zip(no_op_cpu_ms, cpu_ms, strict=True)),
     )
+
+
+def workers_s(master: int) -> float:
+    """Return the processor time that a web server's workers have used."""
+    return sum(map(processor_s, descendants(master)))
 
 
 def measure_unknown(tandem: Tandem, clients: Clients, backbone: str, rounds: int) -> Unknown:
@@ -220,7 +245,7 @@ def measure_memory(tandem: Tandem, clients: Clients) -> Memory:
     totals_mb, private_mb = [], []
     for n_workers in (1, 2):
         settings = tandem.settings(port=free_port(), workers=n_workers)
-        with web_server("backend.app:create_app()", settings, tandem.environment()) as master:
+        with web_server(settings, tandem.environment()) as master:
             for _ in range(4):
                 clients.ask(settings.port, bodies, 16, expected=SUGGESTED)
             workers = [memory_mb(pid) for pid in descendants(master)]
@@ -251,7 +276,8 @@ def main() -> None:
         clients = Clients(process)
         with tandem.serving() as supervisor:
             tandem.learn(N_KNOWN)
-            known = [measure_known(tandem, clients, each, arguments.rounds) for each in arguments.clients]
+            web = web_master(supervisor)
+            known = [measure_known(tandem, web, clients, each, arguments.rounds) for each in arguments.clients]
             memory = measure_memory(tandem, clients)
             unknown = measure_unknown(tandem, clients, arguments.backbone, arguments.rounds)
             beside = measure_beside_training(tandem, supervisor, clients, arguments.clients, arguments.rounds)

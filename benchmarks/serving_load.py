@@ -37,8 +37,8 @@ def no_op() -> Flask:
     app = Flask("no-op")
 
     @app.post("/predict")
-    def predict() -> dict[str, list[object]]:
-        return {"results": []}
+    def predict() -> dict[str, list[str]]:
+        return {"results": ["no-op"]}
 
     return app
 

@@ -169,9 +169,9 @@ class Tandem:
 
 
 @contextmanager
-def web_server(application: str, settings: Settings, environment: dict[str, str]) -> Iterator[int]:
-    """Run an application under the web server's own settings; lend the process id of gunicorn's master."""
-    arguments = [application if part.endswith("application()") else part for part in web_arguments(settings)]
+def web_server(settings: Settings, environment: dict[str, str], application: str | None = None) -> Iterator[int]:
+    """Run Tandem's web server, or another application under its settings; lend the process id of gunicorn's master."""
+    arguments = web_arguments(settings) if application is None else web_arguments(settings, application)
     folder = str(Path(__file__).parent)
     with running((*arguments, "--pythonpath", folder), environment, settings.port) as pid:
         yield pid
@@ -219,6 +219,14 @@ def training_process(supervisor: int) -> int:
     if len(idle) != 1:
         raise SystemExit(f"one process with the lowest priority was expected, there are {len(idle)}")
     return idle[0]
+
+
+def web_master(supervisor: int) -> int:
+    """Return gunicorn's master process."""
+    for pid in descendants(supervisor):
+        if b"gunicorn" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise SystemExit("no web server was found below tandem serve")
 
 
 def memory_mb(pid: int) -> tuple[float, float]:

@@ -120,8 +120,8 @@ def _worker_command(*, metrics: bool) -> Command:
     return Command(name="worker", arguments=(sys.executable, "-m", "backend", "worker", *options))
 
 
-def web_arguments(settings: Settings) -> tuple[str, ...]:
-    """Return the command line of the web server."""
+def web_arguments(settings: Settings, application: str = "backend.gunicorn_hooks:application()") -> tuple[str, ...]:
+    """Return the command line of the web server; ``application`` is what it serves."""
     from backend.admission import n_threads
 
     return (
@@ -129,7 +129,7 @@ def web_arguments(settings: Settings) -> tuple[str, ...]:
             sys.executable,
             "-m",
             "gunicorn",
-            "backend.gunicorn_hooks:application()",
+            application,
             "--config",
             "python:backend.gunicorn_hooks",
         ),
