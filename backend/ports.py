@@ -165,6 +165,9 @@ class JobStore(Protocol):
         A job whose project already runs one of the same kind is not due. Counts an attempt.
         """
 
+    def is_due(self, kinds: Sequence[JobKind], now: datetime) -> bool:
+        """Tell whether there is a job to claim, without keeping writers waiting."""
+
     def renew(self, job_id: int, worker: str, lease_until: datetime, progress: Progress | None) -> Job:
         """Extend the lease, store the progress and return the job, with ``cancel_requested`` as it now is.
 
@@ -215,6 +218,9 @@ class JobStore(Protocol):
 
     def all(self, project_id: int, limit: int = 100) -> list[Job]:
         """Return a project's jobs, newest first."""
+
+    def newest(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return a project's newest job of a kind, if any."""
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs of all projects, by id."""

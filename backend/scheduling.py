@@ -37,7 +37,7 @@ class Scheduler:
 
     def finetune(self, stores: Stores, project_id: int) -> Job | None:
         """Queue a fine-tuning for the next quiet moment, unless one failed or was cancelled a short while ago."""
-        last = next((job for job in stores.jobs.all(project_id) if job.kind is JobKind.FINETUNE), None)
+        last = stores.jobs.newest(project_id, JobKind.FINETUNE)
         fruitless = last is not None and last.status in (JobStatus.FAILED, JobStatus.CANCELLED)
         if last and fruitless and last.finished_at:
             pause_is_over = not last.finished_at <= self._clock.now() < last.finished_at + FINETUNE_PAUSE

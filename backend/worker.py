@@ -172,6 +172,9 @@ class Worker:
 
     def _claim(self, lane: Lane) -> Job | None:
         try:
+            with self._database.snapshot() as stores:
+                if not stores.jobs.is_due(lane.kinds, now):
+                    return None
             with self._database.transaction() as stores:
                 # Not before: it may have waited for another writer for as long as a lease lasts.
                 now = self._clock.now()
@@ -294,13 +297,12 @@ class Worker:
                 log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
                 self._drop_unjudged(stores, job.project_id, job.kind)
             for project in stores.projects.all():
-                if self._sync_is_due(stores.jobs.all(project.id), now):
+                if self._sync_is_due(stores.jobs.newest(project.id, JobKind.SYNC), now):
                     self._scheduler.now(stores, project.id, JobKind.SYNC)
             stores.jobs.prune(now - self._job_history)
 
-    def _sync_is_due(self, jobs: Sequence[Job], now: datetime) -> bool:
+    def _sync_is_due(self, last: Job | None, now: datetime) -> bool:
         """Tell whether the last reconciliation is long ago, also by the time it took: it costs Label Studio much."""
-        last = next((job for job in jobs if job.kind is JobKind.SYNC), None)
         if last is None or last.started_at is None or last.finished_at is None:
             return last is None
         rest = max(self._sync_interval, SYNC_REST_FACTOR * (last.finished_at - last.started_at))

@@ -81,8 +81,8 @@ class Tandem:
         app = create_app(Settings(model_dir=folder, **settings))  # type: ignore[arg-type]
         self.client: FlaskClient = app.test_client()
 
-    def _keep(self, settings: Settings) -> Container:
-        self.container = Container(settings)
+    def _keep(self, settings: Settings, *, storage_patience_s: float) -> Container:
+        self.container = Container(settings, storage_patience_s=storage_patience_s)
         self.container.__dict__ |= {"images": self.images, "embedder": self.embedder}
         return self.container
 

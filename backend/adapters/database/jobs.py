@@ -51,27 +51,7 @@ class SqlJobStore:
 
         A job whose project already runs one of the same kind is not due. Counts an attempt.
         """
-        running = job_table.alias("running")
-        same_runs = (
-            select(running.c.id)
-            .where(
-                running.c.project_id == job_table.c.project_id,
-                running.c.kind == job_table.c.kind,
-                running.c.status == JobStatus.RUNNING,
-            )
-            .exists()
-        )
-        due = self._connection.execute(
-            select(job_table)
-            .where(
-                job_table.c.status == JobStatus.QUEUED,
-                job_table.c.kind.in_(kinds),
-                job_table.c.run_after <= now,
-                ~same_runs,
-            )
-            .order_by(job_table.c.run_after, job_table.c.id)
-            .limit(1)
-        ).one_or_none()
+        due = self._connection.execute(_DUE, {"kinds": list(kinds), "now": now}).one_or_none()
         if due is None:
             return None
         return self._change(
@@ -83,6 +63,10 @@ class SqlJobStore:
             attempts=due.attempts + 1,
             progress=asdict(Progress()),
         )
+
+    def is_due(self, kinds: Sequence[JobKind], now: datetime) -> bool:
+        """Tell whether there is a job to claim, without keeping writers waiting."""
+        return self._connection.execute(_DUE, {"kinds": list(kinds), "now": now}).first() is not None
 
     def renew(self, job_id: int, worker: str, lease_until: datetime, progress: Progress | None) -> Job:
         """Extend the lease, store the progress and return the job, with ``cancel_requested`` as it now is.
@@ -175,6 +159,11 @@ class SqlJobStore:
             select(job_table).where(job_table.c.project_id == project_id).order_by(job_table.c.id.desc()).limit(limit)
         )
         return [_job(row) for row in self._connection.execute(statement)]
+
+    def newest(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return a project's newest job of a kind, if any."""
+        row = self._connection.execute(_NEWEST, {"project_id": project_id, "kind": kind}).one_or_none()
+        return None if row is None else _job(row)
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs of all projects, by id."""
@@ -296,3 +285,31 @@ def _job(row: Row[Any]) -> Job:
         progress=Progress(**row.progress),
         reason=row.reason,
     )
+
+
+_RUNNING = job_table.alias("running")
+
+# Workers ask several times a second, mostly in vain.
+_DUE = (
+    select(job_table)
+    .where(
+        job_table.c.status == JobStatus.QUEUED,
+        job_table.c.kind.in_(bindparam("kinds", expanding=True)),
+        job_table.c.run_after <= bindparam("now"),
+        ~select(_RUNNING.c.id)
+        .where(
+            _RUNNING.c.project_id == job_table.c.project_id,
+            _RUNNING.c.kind == job_table.c.kind,
+            _RUNNING.c.status == JobStatus.RUNNING,
+        )
+        .exists(),
+    )
+    .order_by(job_table.c.run_after, job_table.c.id)
+    .limit(1)
+)
+_NEWEST = (
+    select(job_table)
+    .where(job_table.c.project_id == bindparam("project_id"), job_table.c.kind == bindparam("kind"))
+    .order_by(job_table.c.id.desc())
+    .limit(1)
+)

@@ -33,8 +33,12 @@ def enqueue(database: Database, kind: JobKind = JobKind.HEAD, run_after: datetim
 def claim(
     database: Database, worker: str = "w1", now: datetime = NOON, kinds: tuple[JobKind, ...] = tuple(JobKind)
 ) -> Job | None:
+    with database.snapshot() as stores:
+        is_due = stores.jobs.is_due(kinds, now)
     with database.transaction() as stores:
-        return stores.jobs.claim(kinds, worker, now, now + 30 * SECOND)
+        job = stores.jobs.claim(kinds, worker, now, now + 30 * SECOND)
+    assert is_due == (job is not None)
+    return job
 
 
 def claimed(database: Database, worker: str = "w1", now: datetime = NOON) -> Job:
@@ -268,6 +272,21 @@ class TestHistory:
             assert stores.jobs.prune(NOON + timedelta(hours=1)) == 2
             assert stores.jobs.all(5) == []
         assert enqueue(database).id > max(ids)
+
+    def test_the_newest_of_a_kind_is_found_however_many_others_came_since(self, database: Database) -> None:
+        sync = enqueue(database, JobKind.SYNC)
+        for _ in range(120):
+            job = enqueue(database)
+            claimed_job = claim(database, kinds=(JobKind.HEAD,))
+            assert claimed_job is not None
+            with database.transaction() as stores:
+                stores.jobs.finish(job.id, "w1", JobStatus.SUCCEEDED, None, NOON)
+        with database.snapshot() as stores:
+            assert stores.jobs.newest(5, JobKind.SYNC) == sync
+            newest = stores.jobs.newest(5, JobKind.HEAD)
+            assert newest is not None
+            assert newest.id == job.id
+            assert stores.jobs.newest(5, JobKind.FINETUNE) is None
 
 
 class TestWhatOperatorsSee:
