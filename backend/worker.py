@@ -173,7 +173,7 @@ class Worker:
     def _claim(self, lane: Lane) -> Job | None:
         try:
             with self._database.snapshot() as stores:
-                if not stores.jobs.is_due(lane.kinds, now):
+                if not stores.jobs.is_due(lane.kinds, self._clock.now()):
                     return None
             with self._database.transaction() as stores:
                 # Not before: it may have waited for another writer for as long as a lease lasts.
