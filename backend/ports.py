@@ -625,7 +625,7 @@ class LabelStudioGateway(Protocol):
         """
 
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
-        """Make a view show these tasks; its title, columns and the like stay."""
+        """Make a view show these tasks; its title, order, columns and the like stay."""
 
     def set_sampling(self, project: int, sampling: Sampling) -> None:
         """Set by what the label stream chooses the next task."""

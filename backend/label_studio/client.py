@@ -297,7 +297,7 @@ class LabelStudioClient:
         return self._data_manager.create_view(project, title, task_ids)
 
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
-        """Make a view show these tasks; its title, columns and the like stay."""
+        """Make a view show these tasks; its title, order, columns and the like stay."""
         self._data_manager.update_view(project, view_id, task_ids)
 
     def set_sampling(self, project: int, sampling: Sampling) -> None:

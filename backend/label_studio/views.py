@@ -17,10 +17,13 @@ from backend.label_studio.connection import Call, Connection
 from backend.label_studio.fields import Id, Mapped, Payload, Text, parse_each
 
 VIEWS_PATH = "/api/dm/views/"
+COLUMNS_PATH = "/api/dm/columns"
 ID_COLUMN = "filter:tasks:id"
 LEAST_SURE_FIRST = ["tasks:predictions_score"]
 NO_TASK = 0
 ALL_TASKS_TITLE = "Default"
+SHOWN_COLUMNS = frozenset({"id", "data", "annotations_results", "predictions_results", "predictions_score"})
+"""What tells whether a label fits an image; the image is one of the columns of ``data``."""
 
 
 class FilterPayload(Payload):
@@ -59,6 +62,14 @@ class RawViewPayload(Payload):
     data: Mapped = Field(default_factory=dict)
 
 
+class ColumnPayload(Payload):
+    """A column that views can show; those of the task's data have a parent."""
+
+    id: Text
+    parent: Text = ""
+    visibility_defaults: Mapped = Field(default_factory=dict)
+
+
 class DataManager:
     """The views of the Data Manager; see ``backend.ports.LabelStudioGateway``."""
 
@@ -77,19 +88,30 @@ class DataManager:
         if not self._views(project):
             # The page shows one of all tasks only while there is no other.
             self._create({"project": project, "data": {"title": ALL_TASKS_TITLE}})
-        return self._create({"project": project, "data": {"title": title, **encode_filters(task_ids)}})
+        data = {"title": title, "ordering": LEAST_SURE_FIRST, "hiddenColumns": self._hidden_columns(project)}
+        return self._create({"project": project, "data": {**data, "filters": encode_filters(task_ids)}})
 
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
-        """Make a view show these tasks; its title, columns and the like stay."""
+        """Make a view show these tasks; its title, order, columns and the like stay."""
         current = next(
             (view.data for view in parse_each(RawViewPayload, self._views(project)) if view.id == view_id), {}
         )
-        body = {"project": project, "data": {**current, **encode_filters(task_ids)}}
+        body = {"project": project, "data": {**current, "filters": encode_filters(task_ids)}}
         self._connection.run(Call(method="PATCH", path=f"{VIEWS_PATH}{view_id}/", body=body))
 
     def _views(self, project: int) -> list[object]:
         answer = self._connection.run(Call(method="GET", path=VIEWS_PATH, query={"project": str(project)}))
         return answer if isinstance(answer, list) else []
+
+    def _hidden_columns(self, project: int) -> dict[str, list[str]]:
+        """Return the columns that a list of tasks, and the one beside an open task, do not show."""
+        answer = self._connection.run(Call(method="GET", path=COLUMNS_PATH, query={"project": str(project)}))
+        listed = answer.get("columns") if isinstance(answer, dict) else None
+        columns = parse_each(ColumnPayload, listed if isinstance(listed, list) else [])
+        names = {column.id: f"tasks:{column.parent and column.parent + '.'}{column.id}" for column in columns}
+        beside = [names[column.id] for column in columns if not column.visibility_defaults.get("labeling", True)]
+        in_list = [names[column.id] for column in columns if not {column.id, column.parent} & SHOWN_COLUMNS]
+        return {"explore": in_list, "labeling": beside}
 
     def _create(self, body: dict[str, Any]) -> int:
         answer = self._connection.run(Call(method="POST", path=VIEWS_PATH, body=body, repeatable=False))
@@ -97,12 +119,12 @@ class DataManager:
 
 
 def encode_filters(task_ids: Sequence[int]) -> dict[str, Any]:
-    """Return filters and order of a view of these tasks; without any it shows none, where no filter would show all."""
+    """Return the filters of a view of these tasks; without any it shows none, where no filter would show all."""
     items = [
         {"filter": ID_COLUMN, "operator": "equal", "type": "Number", "value": task_id}
         for task_id in task_ids or (NO_TASK,)
     ]
-    return {"filters": {"conjunction": "or", "items": items}, "ordering": LEAST_SURE_FIRST}
+    return {"conjunction": "or", "items": items}
 
 
 def decode_filters(filters: FiltersPayload | None) -> frozenset[int] | None:

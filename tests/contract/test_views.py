@@ -111,11 +111,27 @@ class TestRealLabelStudio:
     def test_what_a_user_arranged_stays(self, real: Place) -> None:
         view = real.gateway.create_view(real.project, "Label next", real.tasks[:1])
         data = real.call("GET", f"/api/dm/views/{view}/")["data"] | {"title": "My own", "gridWidth": 7}
+        data |= {"ordering": ["-tasks:id"], "hiddenColumns": {"explore": ["tasks:id"], "labeling": ["tasks:id"]}}
         real.call("PATCH", f"/api/dm/views/{view}/", json={"project": real.project, "data": data})
-        real.gateway.update_view(real.project, view, real.tasks[1:2])
-        data = real.call("GET", f"/api/dm/views/{view}/")["data"]
-        assert (data["title"], data["gridWidth"]) == ("My own", 7)
-        assert self.shown(real, view) == real.tasks[1:2]
+        real.gateway.update_view(real.project, view, real.tasks[1:3])
+        after = real.call("GET", f"/api/dm/views/{view}/")["data"]
+        assert after == data | {"filters": after["filters"]}
+        assert self.shown(real, view) == real.tasks[2:0:-1]
+
+    def test_what_tells_whether_a_label_fits_is_in_sight(self, real: Place) -> None:
+        view = real.gateway.create_view(real.project, "Label next", real.tasks[:1])
+        columns = real.call("GET", "/api/dm/columns", params={"project": real.project})["columns"]
+        names = {f"tasks:{'data.' if column.get('parent') else ''}{column['id']}" for column in columns}
+        hidden = real.call("GET", f"/api/dm/views/{view}/")["data"]["hiddenColumns"]
+        assert names - set(hidden["explore"]) == {
+            "tasks:data",
+            "tasks:data.image",
+            "tasks:id",
+            "tasks:annotations_results",
+            "tasks:predictions_results",
+            "tasks:predictions_score",
+        }
+        assert {"tasks:data.image"} <= names - set(hidden["labeling"]) < names
 
     @pytest.mark.parametrize(
         "filters",
