@@ -618,8 +618,8 @@ class LabelStudioGateway(Protocol):
     def views(self, project: int) -> list[TaskView]:
         """Return a project's views in the Data Manager, from left to right."""
 
-    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
-        """Make a view of these tasks, the least sure prediction first, and return its id.
+    def create_view(self, project: int, title: str, task_ids: Sequence[int], *, least_sure_first: bool = True) -> int:
+        """Make a view of these tasks, the least sure prediction first or the surest, and return its id.
 
         A project without any view gets one of all tasks before it, so that they stay in sight.
         """

@@ -32,6 +32,7 @@ class Suspect:
         row: of the image among those given.
         given: indices of the classes that its label has; one where an image has one class.
         suggested: indices of the classes that it should have instead.
+        probability: 0 to 1, of what is suggested, as a whole.
         confidence: probability, 0 to 1, that the label is wrong: one minus that of the given class; where an image
             may have several classes, the largest such value among those in dispute.
     """
@@ -39,6 +40,7 @@ class Suspect:
     row: int
     given: tuple[int, ...]
     suggested: tuple[int, ...]
+    probability: float
     confidence: float
 
 
@@ -69,6 +71,7 @@ def _of_classes(probabilities: Doubles, targets: Targets) -> list[Suspect]:
             row=row,
             given=(int(targets[row]),),
             suggested=(int(likeliest[row]),),
+            probability=float(probabilities[row, likeliest[row]]),
             confidence=float(1 - probabilities[row, targets[row]]),
         )
         for row in np.flatnonzero(_suspected(probabilities, targets)).tolist()
@@ -80,12 +83,15 @@ def _of_sets(probabilities: Doubles, targets: NDArray[np.bool_]) -> list[Suspect
     for column, labels in enumerate(targets.T.astype(np.intp)):
         present = probabilities[:, column]
         disputed[:, column] = _suspected(np.stack([1 - present, present], axis=1), labels)
+    suggested = targets ^ disputed
+    likelihoods = np.where(suggested, probabilities, 1 - probabilities).prod(axis=1)
     wrong = np.where(disputed, np.where(targets, 1 - probabilities, probabilities), 0)
     return [
         Suspect(
             row=row,
             given=tuple(np.flatnonzero(targets[row]).tolist()),
-            suggested=tuple(np.flatnonzero(targets[row] ^ disputed[row]).tolist()),
+            suggested=tuple(np.flatnonzero(suggested[row]).tolist()),
+            probability=float(likelihoods[row]),
             confidence=float(wrong[row].max()),
         )
         for row in np.flatnonzero(disputed.any(axis=1)).tolist()

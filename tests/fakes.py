@@ -296,7 +296,14 @@ class FakeGateway:
     def views(self, project: int) -> list[TaskView]:
         return list(self._open("views", project).views)
 
-    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
+    def create_view(
+        self,
+        project: int,
+        title: str,
+        task_ids: Sequence[int],
+        *,
+        least_sure_first: bool = True,  # noqa: ARG002
+    ) -> int:
         found = self._open("create_view", project)
         if not found.views:
             found.views.append(TaskView(id=project * 100, title="Default", task_ids=None))

@@ -292,9 +292,9 @@ class LabelStudioClient:
         """Return a project's views in the Data Manager, from left to right."""
         return self._data_manager.views(project)
 
-    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
-        """Make a view of these tasks, the least sure prediction first, and return its id."""
-        return self._data_manager.create_view(project, title, task_ids)
+    def create_view(self, project: int, title: str, task_ids: Sequence[int], *, least_sure_first: bool = True) -> int:
+        """Make a view of these tasks, the least sure prediction first or the surest, and return its id."""
+        return self._data_manager.create_view(project, title, task_ids, least_sure_first=least_sure_first)
 
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:
         """Make a view show these tasks; its title, order, columns and the like stay."""

@@ -19,7 +19,7 @@ from backend.label_studio.fields import Id, Mapped, Payload, Text, parse_each
 VIEWS_PATH = "/api/dm/views/"
 COLUMNS_PATH = "/api/dm/columns"
 ID_COLUMN = "filter:tasks:id"
-LEAST_SURE_FIRST = ["tasks:predictions_score"]
+SCORE = "tasks:predictions_score"
 NO_TASK = 0
 ALL_TASKS_TITLE = "Default"
 SHOWN_COLUMNS = frozenset({"id", "data", "annotations_results", "predictions_results", "predictions_score"})
@@ -83,12 +83,16 @@ class DataManager:
             for view in parse_each(ViewPayload, self._views(project))
         ]
 
-    def create_view(self, project: int, title: str, task_ids: Sequence[int]) -> int:
-        """Make a view of these tasks, the least sure prediction first, and return its id."""
+    def create_view(self, project: int, title: str, task_ids: Sequence[int], *, least_sure_first: bool) -> int:
+        """Make a view of these tasks, the least sure prediction first or the surest, and return its id."""
         if not self._views(project):
             # The page shows one of all tasks only while there is no other.
             self._create({"project": project, "data": {"title": ALL_TASKS_TITLE}})
-        data = {"title": title, "ordering": LEAST_SURE_FIRST, "hiddenColumns": self._hidden_columns(project)}
+        data = {
+            "title": title,
+            "ordering": [SCORE if least_sure_first else f"-{SCORE}"],
+            "hiddenColumns": self._hidden_columns(project),
+        }
         return self._create({"project": project, "data": {**data, "filters": encode_filters(task_ids)}})
 
     def update_view(self, project: int, view_id: int, task_ids: Sequence[int]) -> None:

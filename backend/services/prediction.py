@@ -183,7 +183,7 @@ class Prediction:
     ) -> list[Suggestion | NoSuggestion]:
         """Return one suggestion per task from feature rows; a row that is a reason becomes that refusal."""
         return [
-            self._disclosed(version, task, suggested)
+            self.disclosed(version, task, suggested)
             for task, suggested in zip(tasks, self._of_rows(version, schema, rows), strict=True)
         ]
 
@@ -202,11 +202,11 @@ class Prediction:
         rows = self._features.features_of(project, others, version.backbone_digest, deadline_s) if others else []
         of_others = iter(self._of_rows(version, schema, rows))
         return [
-            self._disclosed(version, task, suggested or next(of_others))
+            self.disclosed(version, task, suggested or next(of_others))
             for task, suggested in zip(tasks, found, strict=True)
         ]
 
-    def _disclosed(self, version: Version, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
+    def disclosed(self, version: Version, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
         """Return what is suggested for a task.
 
         What annotators are not to see has no class, but its score: it still tells Label Studio what to ask first.

@@ -14,8 +14,10 @@ from backend.domain import (
     LabelledImage,
     LabelSchema,
     ModelVersion,
+    NoSuggestion,
     Project,
     Sampling,
+    Suggestion,
     Task,
     TaskView,
     ViewKind,
@@ -24,12 +26,13 @@ from backend.domain import (
 from backend.errors import Conflict
 from backend.ports import Database, FeatureStore, LabelStudioGateway, ReportProgress
 from backend.promotion import normalised, targets_of
+from model.inference import Suggested
 from model.query import Pool, score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from backend.services.review import LabelReview
+    from backend.services.review import LabelReview, Suspect
     from model.inference import Predictor
 
 log = structlog.get_logger()
@@ -44,6 +47,9 @@ class PredictorSource(Protocol):
 
     def predictor(self, version: ModelVersion) -> Predictor:
         """Return a version ready to predict."""
+
+    def disclosed(self, version: ModelVersion, task: Task, suggested: Suggested | str) -> Suggestion | NoSuggestion:
+        """Return what is suggested for a task, as annotators may see it."""
 
 
 class SuspectSource(Protocol):
@@ -123,11 +129,13 @@ class Querying:
         with self._database.transaction() as stores:
             stores.tasks.record_drawn(project_id, batch.at_random)
         suspects = self._suspects(project_id)
+        self._suggest_instead(self._gateway, candidates, suspects)
+        to_check = tuple(suspect.task_id for suspect in suspects)
         views = self._gateway.views(candidates.project.identity.label_studio_id)
         shown = [self._keep(self._gateway, candidates.project, views, ViewKind.LABEL_NEXT, batch.task_ids)]
         # Nobody needs to see an empty list of mistakes before there ever was one.
         if suspects or self._kept(project_id, ViewKind.CHECK_LABELS):
-            shown.append(self._keep(self._gateway, candidates.project, views, ViewKind.CHECK_LABELS, suspects))
+            shown.append(self._keep(self._gateway, candidates.project, views, ViewKind.CHECK_LABELS, to_check))
         return "; ".join(shown)
 
     def _candidates(self, project_id: int) -> Candidates | None:
@@ -194,12 +202,34 @@ class Querying:
         probabilities = self._predictors.predictor(version).predict_proba(rows)[:, columns]
         return normalised(probabilities, schema)
 
-    def _suspects(self, project_id: int) -> tuple[int, ...]:
+    def _suspects(self, project_id: int) -> tuple[Suspect, ...]:
         try:
             review = self._review.suspects(project_id)
         except Conflict:
             return ()
-        return tuple(suspect.task_id for suspect in review.suspects[:N_SUSPECTS])
+        return review.suspects[:N_SUSPECTS]
+
+    def _suggest_instead(
+        self, gateway: LabelStudioGateway, candidates: Candidates, suspects: Sequence[Suspect]
+    ) -> None:
+        """Store what suspect labels should be, once for each version that is in use in Label Studio.
+
+        The view shows and sorts by it; and a live request would answer with what learned from the suspect itself.
+        """
+        version, project = candidates.version, candidates.project
+        if version is None or project.pushed_version != version.name:
+            return
+        instead = {each.task_id: Suggested(class_names=each.suggested, score=each.probability) for each in suspects}
+        with self._database.snapshot() as stores:
+            tasks = [
+                task for task in stores.tasks.get(project.id, list(instead)) if task.pushed_version != version.name
+            ]
+        results = [self._predictors.disclosed(version, task, instead[task.id]) for task in tasks]
+        suggestions = [result for result in results if isinstance(result, Suggestion)]
+        if suggestions:
+            gateway.import_predictions(project.identity.label_studio_id, candidates.schema, suggestions)
+            with self._database.transaction() as stores:
+                stores.tasks.record_pushed(project.id, [each.task_id for each in suggestions], version.name)
 
     def _kept(self, project_id: int, kind: ViewKind) -> KeptView | None:
         with self._database.snapshot() as stores:
@@ -240,7 +270,11 @@ class Querying:
         ours = next((view for view in views if view.title == TITLES[kind] and view.task_ids is not None), None)
         if ours is None and kind is ViewKind.LABEL_NEXT:
             self._choose_sampling(gateway, project)
-        view_id = gateway.create_view(label_studio_id, TITLES[kind], ()) if ours is None else ours.id
+        if ours is None:
+            by_doubt = kind is ViewKind.LABEL_NEXT
+            view_id = gateway.create_view(label_studio_id, TITLES[kind], (), least_sure_first=by_doubt)
+        else:
+            view_id = ours.id
         kept = KeptView(kind=kind, label_studio_id=view_id, task_ids=(ours and ours.task_ids) or frozenset())
         self._save(project, kept)
         return kept

@@ -27,12 +27,16 @@ GROWTH_BETWEEN_POINTS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspect:
-    """A label to look at again; ``confidence`` is the probability, 0 to 1, that it is wrong."""
+    """A label to look at again.
+
+    ``confidence`` is the probability, 0 to 1, that it is wrong, ``probability`` that of the suggested one.
+    """
 
     task_id: int
     image_digest: str
     given: tuple[str, ...]
     suggested: tuple[str, ...]
+    probability: float
     confidence: float
 
 
@@ -120,6 +124,7 @@ class Review:
                     image_digest=labelled[found.row].image_digest,
                     given=tuple(known[column] for column in found.given),
                     suggested=tuple(known[column] for column in found.suggested),
+                    probability=found.probability,
                     confidence=found.confidence,
                 )
                 for found in suspects(probabilities, targets_of(labelled, schema))

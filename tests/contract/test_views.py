@@ -105,6 +105,10 @@ class TestRealLabelStudio:
     def test_a_view_shows_its_tasks_and_no_others(self, real: Place) -> None:
         view = real.gateway.create_view(real.project, "Label next", real.tasks[4:1:-1])
         assert self.shown(real, view) == real.tasks[2:5]
+        for least_sure_first in (True, False):
+            other = real.gateway.create_view(real.project, "v", real.tasks, least_sure_first=least_sure_first)
+            ordering = real.call("GET", f"/api/dm/views/{other}/")["data"]["ordering"]
+            assert ordering == ["tasks:predictions_score" if least_sure_first else "-tasks:predictions_score"]
         real.gateway.update_view(real.project, view, [])
         assert self.shown(real, view) == []
 

@@ -110,6 +110,8 @@ def test_a_wrong_label_is_shown_for_checking(tandem: Tandem, annotator: Annotato
     assert suspects[0]["task"] == planted
     assert suspects[0]["suggested"] == [annotator.truth[planted]]
     assert planted in wait_for(lambda: shown(annotator, "Check these labels"), "the labels to check")
+    instead = wait_for(lambda: annotator.predictions().get(planted), "what the wrong label should be")
+    assert instead["result"][0]["value"]["choices"] == [annotator.truth[planted]]
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def test_finds_what_cleanlab_finds(seed: int, n_images: int, n_classes: int) -> 
         assert suspect.given == (targets[suspect.row],)
         assert suspect.suggested == (probabilities[suspect.row].argmax(),)
         assert suspect.confidence == pytest.approx(1 - quality[suspect.row])
+        assert suspect.probability == pytest.approx(probabilities[suspect.row].max())
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,6 +51,9 @@ def test_finds_what_cleanlab_finds_where_an_image_may_have_several_classes(
     for suspect in found:
         disputed[suspect.row, list(set(suspect.given) ^ set(suspect.suggested))] = True
         assert suspect.given == tuple(np.flatnonzero(targets[suspect.row]))
+        present = [column in suspect.suggested for column in range(n_classes)]
+        row = probabilities[suspect.row]
+        assert suspect.probability == pytest.approx(np.prod(np.where(present, row, 1 - row)))
     np.testing.assert_array_equal(disputed, expected)
 
 

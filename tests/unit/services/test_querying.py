@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backend.domain import AnnotationsSeen, JobKind, Sampling, Suggestion, TaskView, ViewKind
+from backend.domain import AnnotationsSeen, Disclosure, JobKind, Sampling, Suggestion, TaskView, ViewKind
 from backend.errors import LabelStudioUnavailable
 from tests.factories import make_annotation, make_config
 from tests.world import PROJECT, World, pets
@@ -200,6 +200,38 @@ class TestLabelsToCheck:
         world.ingestion.handle(AnnotationsSeen(project=world.snapshot, tasks=(), annotations=(looked_at,)))
         world.query()
         assert shown(world, "Check these labels") == set()
+
+    def test_what_a_suspect_should_be_is_suggested_once(self, world: World) -> None:
+        world.see_tasks(pets(30))
+        world.label(pets(24) | {WRONG: "cat"})
+        world.embed()
+        world.fit()
+        world.query()
+        assert world.label_studio.predictions == [], "no suggestion of this version is in use yet"
+        for _ in range(2):
+            world.push()
+            world.query()
+            (suggestion,) = [each for each in world.label_studio.predictions if each.task_id == WRONG]
+            assert (suggestion.class_names, suggestion.version) == (("dog",), world.active.name)
+            assert 0.5 < suggestion.score <= 1
+        world.label({25: "dog", 26: "cat"})
+        world.fit()
+        world.push()
+        world.query()
+        assert {each.version for each in world.label_studio.predictions} == {world.active.name}
+        assert [each.class_names for each in world.label_studio.predictions if each.task_id == WRONG] == [("dog",)]
+
+    def test_what_is_held_back_is_not_suggested_here_either(self, world: World) -> None:
+        world.prediction = world.new_prediction(Disclosure(audit_share=1.0))
+        world.querying = world.new_querying()
+        world.see_tasks(pets(30))
+        world.label(pets(24) | {WRONG: "cat"})
+        world.embed()
+        world.fit()
+        world.push()
+        world.query()
+        (suggestion,) = [each for each in world.label_studio.predictions if each.task_id == WRONG]
+        assert suggestion.class_names == ()
 
     def test_no_view_before_there_is_a_suspect(self, world: World) -> None:
         world.learn(pets(24))
