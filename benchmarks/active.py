@@ -5,7 +5,8 @@
 Images, weights and test split are those of `benchmarks/learning.py`. Every photo is embedded once (--cache keeps the
 features); then the loop of asking, labelling and learning is replayed (`model.simulation`) for each strategy and
 seed, with a new model after every batch. What is in the output already is kept: start again and it goes on. Labels
-needed, and what else the tables show: see `model.query_report`.
+needed, and what else the tables show: see `model.query_report`. Beside them stands what all photos there are would
+teach: a target above that was reached by luck, and no choice of labels can be expected to reach it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import product
@@ -68,17 +69,34 @@ def embedded(image_set: ImageSet, backbone: str, weights: Path, cache: Path | No
     )
 
 
-def read(path: Path, arguments: argparse.Namespace) -> list[Curve]:
-    """Return the curves of an earlier run with as many seeds and the same batches."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The accuracy, 0 to 1, that all ``n_labels`` photos of a set teach: a mean over seeds, which decide the folds."""
+
+    set_name: str
+    backbone: str
+    n_labels: int
+    accuracy: float
+
+
+def limit(labelled: LabelledSet, n_seeds: int) -> Limit:
+    n_labels = len(labelled.images.targets)
+    curve = replay(labelled, "random", budgets=[n_labels], batch_size=n_labels, n_seeds=n_seeds)
+    accuracy = round(float(np.mean(curve.accuracy)), 4)
+    return Limit(set_name=labelled.name, backbone=labelled.backbone, n_labels=n_labels, accuracy=accuracy)
+
+
+def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Curve], list[Limit]]:
+    """Return what an earlier run with as many seeds and the same batches found."""
     if not path.exists():
-        return []
+        return [], []
     report = json.loads(path.read_text(encoding="utf-8"))
     if (report["seeds"], report["batch_size"]) != (arguments.seeds, arguments.batch_size):
         raise SystemExit(f"{path.name} holds runs with other seeds or batches: delete it, or name another --output")
-    return [Curve(**each) for each in report["curves"]]
+    return [Curve(**each) for each in report["curves"]], [Limit(**each) for each in report.get("all_labels", [])]
 
 
-def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve]) -> None:
+def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], limits: Sequence[Limit]) -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": "python -m benchmarks.active --images DIR --weights-dir DIR --test-split FILE",
@@ -89,6 +107,7 @@ def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve]) ->
         "batch_size": arguments.batch_size,
         "labels_per_class": LABELS_PER_CLASS,
         "savings": [asdict(saving) for group in by_panel(curves).values() for saving in savings(group)],
+        "all_labels": [asdict(each) for each in limits],
         "curves": [asdict(each) for each in curves],
     }
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -110,24 +129,31 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     one_linear_algebra_thread()
-    curves = read(arguments.output, arguments)
+    curves, limits = read(arguments.output, arguments)
     finished = {(curve.set_name, curve.backbone, curve.strategy) for curve in curves}
+    limited = {(each.set_name, each.backbone) for each in limits}
     image_sets = read_image_sets(arguments.images, arguments.test_split, arguments.sets)
     for backbone, image_set in product(arguments.backbones, image_sets):
         wanted = [each for each in arguments.strategies if (image_set.name, backbone, each) not in finished]
-        if not wanted:
+        if not wanted and (image_set.name, backbone) in limited:
             continue
         weights = Pretrained.find(backbone, arguments.weights_dir).weights
         features = embedded(image_set, backbone, weights, arguments.cache)
+        if (image_set.name, backbone) not in limited:
+            limits.append(limit(features, arguments.seeds))
+            write(arguments.output, arguments, curves, limits)
         for strategy in wanted:
             budgets = default_budgets(features.n_classes)
             batch_size, n_seeds = arguments.batch_size, arguments.seeds
             curves.append(replay(features, strategy, budgets=budgets, batch_size=batch_size, n_seeds=n_seeds))
-            write(arguments.output, arguments, curves)
+            write(arguments.output, arguments, curves, limits)
     for (set_name, backbone), group in by_panel(curves).items():
         output.print(f"\n{set_name}, {backbone}: accuracy in %")
         show(accuracy_rows(group), as_json=False)
         show(saving_rows(group), as_json=False)
+        for each in limits:
+            if (each.set_name, each.backbone) == (set_name, backbone):
+                output.print(f"all {each.n_labels} labels: {100 * each.accuracy:.1f} %")
     draw(curves, arguments.figure)
 
 

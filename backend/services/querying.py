@@ -212,12 +212,12 @@ class Querying:
     def _suggest_instead(
         self, gateway: LabelStudioGateway, candidates: Candidates, suspects: Sequence[Suspect]
     ) -> None:
-        """Store what suspect labels should be, once for each version that is in use in Label Studio.
+        """Store what suspect labels should be, once for each version, where suggestions are pushed at all.
 
         The view shows and sorts by it; and a live request would answer with what learned from the suspect itself.
         """
         version, project = candidates.version, candidates.project
-        if version is None or project.pushed_version != version.name:
+        if version is None or project.pushed_version is None:
             return
         instead = {each.task_id: Suggested(class_names=each.suggested, score=each.probability) for each in suspects}
         with self._database.snapshot() as stores:

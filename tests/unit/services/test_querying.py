@@ -207,7 +207,7 @@ class TestLabelsToCheck:
         world.embed()
         world.fit()
         world.query()
-        assert world.label_studio.predictions == [], "no suggestion of this version is in use yet"
+        assert world.label_studio.predictions == [], "nothing was pushed yet, and perhaps never will be"
         for _ in range(2):
             world.push()
             world.query()
@@ -216,8 +216,8 @@ class TestLabelsToCheck:
             assert 0.5 < suggestion.score <= 1
         world.label({25: "dog", 26: "cat"})
         world.fit()
-        world.push()
         world.query()
+        world.push()
         assert {each.version for each in world.label_studio.predictions} == {world.active.name}
         assert [each.class_names for each in world.label_studio.predictions if each.task_id == WRONG] == [("dog",)]
 
