@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backend.domain import AnnotationsSeen, Disclosure, JobKind, Sampling, Suggestion, TaskView, ViewKind
+from backend.domain import AnnotationsSeen, Disclosure, JobKind, Sampling, TaskView, ViewKind
 from backend.errors import LabelStudioUnavailable
 from tests.factories import make_annotation, make_config
 from tests.world import PROJECT, World, pets
@@ -47,16 +47,22 @@ class TestTheBatch:
         world.query()
         assert shown(world) <= {4, 5, 6}
 
-    def test_what_the_version_is_least_sure_of(self, world: World) -> None:
+    def test_what_the_version_is_least_sure_of(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Doubting:
+            def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+                sure = np.linspace(0.5, 0.99, len(rows))
+                return np.stack([sure, 1 - sure], axis=1).astype(np.float32)
+
         world.learn(pets(24))
-        tasks = world.see_tasks(pets(10, start=100) | {200: "bird", 201: "bird"})
+        world.see_tasks(pets(10, start=100) | {200: "bird", 201: "bird"})
         world.embed()
-        scores = {each.task_id: each.score for each in world.predict(*tasks).results if isinstance(each, Suggestion)}
+        monkeypatch.setattr(world.prediction, "predictor", lambda _version: Doubting())
         world.querying = world.new_querying(strategy="least_confident")
         world.query()
-        least_sure, surest = min(scores, key=scores.__getitem__), max(scores.values())
-        assert least_sure in shown(world)
-        assert scores[least_sure] < surest
+        by_doubt = sorted(
+            (task.image_digest or "", task.id) for task in world.tasks.values() if task.id not in pets(24)
+        )
+        assert shown(world) <= {task_id for _, task_id in by_doubt[:6]}
 
     def test_images_without_features_are_not_asked(self, world: World) -> None:
         world.see_tasks(pets(3) | {4: "broken"})
