@@ -200,8 +200,10 @@ class Annotators:
 
     def check_acknowledged(self) -> None:
         """Make sure that every acknowledged label is stored, or a newer one in its place, or deleted since."""
+        # what is acknowledged from here on may not be stored yet
+        acknowledged = dict(self.acknowledged)
         stored = stored_annotations(self.tandem.model_dir)
-        for annotation_id, updated_at in self.acknowledged.items():
+        for annotation_id, updated_at in acknowledged.items():
             row = stored.get(annotation_id)
             if row is None:
                 raise Lost(f"annotation {annotation_id} was acknowledged and is not stored")
