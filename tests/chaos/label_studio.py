@@ -298,6 +298,11 @@ class Asked:
         self.truth.predictions += copy.deepcopy(self.body)
         return {"created": len(self.body)}
 
+    def columns(self) -> Any:
+        shown = {"explore": True, "labeling": False}
+        of_task = [{"id": name, "parent": "", "visibility_defaults": shown} for name in ("id", "data", "updated_at")]
+        return {"columns": [*of_task, {"id": "image", "parent": "data", "visibility_defaults": shown}]}
+
     def views(self) -> Any:
         return list(self.truth.views.values())
 
@@ -326,6 +331,7 @@ ROUTES: Sequence[tuple[str, str, Callable[..., Any]]] = (
     ("GET", f"{PROJECT}/model-versions", Asked.model_versions),
     ("DELETE", f"{PROJECT}/model-versions", Asked.delete_predictions),
     ("POST", f"{PROJECT}/import/predictions", Asked.import_predictions),
+    ("GET", "/api/dm/columns", Asked.columns),
     ("GET", "/api/dm/views", Asked.views),
     ("POST", "/api/dm/views", Asked.create_view),
     ("PATCH", r"/api/dm/views/(\d+)", Asked.change_view),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import atheris
 
@@ -22,6 +23,7 @@ with atheris.instrument_imports(include=["backend.label_studio", "model.transfor
 
 SPEC = InputSpec(resize_size=36, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear", n_views=2)
 MAX_PIXELS = 1_000_000
+MEMORY_LIMIT_MB = 1024
 
 
 def label_config(content: bytes) -> None:
@@ -48,9 +50,25 @@ def image(content: bytes) -> None:
         assert to_views(content, SPEC, max_pixels=MAX_PIXELS).shape == (2, 32, 32, 3)
 
 
+def peak_memory_mb() -> int:
+    """Return the most memory that this process has held, without its parent's, which getrusage would tell."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
+def within_memory(target: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Return the target, with an input that takes too much memory as a finding."""
+
+    def run(content: bytes) -> None:
+        target(content)
+        assert peak_memory_mb() < MEMORY_LIMIT_MB
+
+    return run
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {each.__name__: each for each in (label_config, request_body, image)}
 
 if __name__ == "__main__":
     target = TARGETS[sys.argv.pop(1)]
-    atheris.Setup(sys.argv, target)
+    atheris.Setup(sys.argv, within_memory(target))
     atheris.Fuzz()

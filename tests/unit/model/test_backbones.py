@@ -30,6 +30,7 @@ from model.backbones import (
     with_network,
 )
 from model.blocks import FeatureNetwork
+from model.transforms import TRANSFORMS_VERSION
 from model.weights import WrongWeights
 
 SMALL = "squeezenet1_1"
@@ -320,7 +321,7 @@ def test_a_changed_network_has_another_digest() -> None:
 
 def test_the_digest_covers_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_backbone(SMALL, "none")
-    monkeypatch.setattr("model.backbones.TRANSFORMS_VERSION", 2)
+    monkeypatch.setattr("model.backbones.TRANSFORMS_VERSION", TRANSFORMS_VERSION + 1)
     assert with_network(before, before.network).digest != before.digest
 
 
