@@ -7,6 +7,7 @@ import re
 import structlog
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import IntegerConverter, Map
 
 from backend.bootstrap import STORAGE_PATIENCE_S, Container
 from backend.errors import (
@@ -50,6 +51,13 @@ STATUS_OF = {
 """The status of each error; of several that fit, the first one listed counts."""
 
 
+class RowNumber(IntegerConverter):
+    """What may stand for ``<int:…>`` in a path: a number that a database can hold; others lead nowhere."""
+
+    def __init__(self, url_map: Map) -> None:
+        super().__init__(url_map, max=2**63 - 1)
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the web application, ready to answer and to be forked; nothing heavy is loaded."""
     settings = settings or load_settings()
@@ -57,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     one_linear_algebra_thread()
     container = Container(settings, storage_patience_s=STORAGE_PATIENCE_S)
     app = Flask("tandem")
+    app.url_map.converters["int"] = RowNumber
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.register_blueprint(protocol_blueprint(container))
     app.register_blueprint(older_protocol_blueprint(container))

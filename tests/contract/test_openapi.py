@@ -40,7 +40,11 @@ class Application:
 
 
 application = Application()
-schema = schemathesis.openapi.from_wsgi("/openapi.json", application)
+schema = schemathesis.openapi.from_wsgi(
+    "/openapi.json",
+    application,
+    config=schemathesis.Config.from_dict({"generation": {"deterministic": True, "database": "none"}}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,10 @@ def test_what_is_known_of_a_version_is_as_published(app: Flask, suffix: str) -> 
     answer = case.call()
     assert answer.status_code == 200
     case.validate_response(answer, checks=CHECKS)
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**63 - 1, 2**63, 10**40])
+def test_a_number_that_no_project_or_job_can_have_is_not_found(app: Flask, number: int) -> None:
+    client = app.test_client()
+    assert client.get(f"/api/projects/{number}").status_code == 404
+    assert client.delete(f"/api/jobs/{number}").status_code == 404
