@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from cleanlab.count import get_confident_thresholds
 from cleanlab.filter import find_label_issues
 from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 from cleanlab.rank import get_label_quality_scores
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.noise import suspects
@@ -20,13 +21,23 @@ def noisy_problem(seed: int, n_images: int, n_classes: int) -> tuple[np.ndarray,
     return probabilities, targets
 
 
+def judged_differently(probabilities: np.ndarray, targets: np.ndarray) -> set[int]:
+    """Rows confidently of several classes, but not of the likeliest one, which cleanlab takes; the paper takes the
+    likeliest of those."""
+    confident = probabilities >= get_confident_thresholds(targets, probabilities) - 1e-6
+    of_likeliest = confident[np.arange(len(targets)), probabilities.argmax(axis=1)]
+    return set(np.flatnonzero((confident.sum(axis=1) > 1) & ~of_likeliest).tolist())
+
+
 @settings(max_examples=40, deadline=None)
+@example(1, 100, 6)
 @given(st.integers(0, 10_000), st.integers(20, 120), st.integers(2, 6))
 def test_finds_what_cleanlab_finds(seed: int, n_images: int, n_classes: int) -> None:
     probabilities, targets = noisy_problem(seed, n_images, n_classes)
     found = suspects(probabilities, targets)
     expected = find_label_issues(targets, probabilities, filter_by="confident_learning", n_jobs=1)
-    assert {suspect.row for suspect in found} == set(np.flatnonzero(expected).tolist())
+    rows = {suspect.row for suspect in found}
+    assert rows ^ set(np.flatnonzero(expected).tolist()) <= judged_differently(probabilities, targets)
     quality = get_label_quality_scores(targets, probabilities, method="self_confidence")
     for suspect in found:
         assert suspect.given == (targets[suspect.row],)
