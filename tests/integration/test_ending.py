@@ -12,29 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.request import urlopen
 
-import pytest
 import sqlalchemy
 
-from backend.adapters.database import SqlDatabase
 from backend.background_process import free_port
 from backend.domain import JobKind, JobStatus
 from backend.supervisor import CONFIGURATION_STATUS, GRACE_S
 from backend.worker import DRAIN_S
 from tests.web import WebAnswer, predict_body, wait_for, web_server
-from tests.world import PROJECT, World, pets
-
-
-@pytest.fixture
-def learned(tmp_path: Path) -> Iterator[World]:
-    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
-    database.migrate()
-    world = World(tmp_path, database)
-    world.learn(pets(12))
-    yield world
-    database.close()
+from tests.world import PROJECT, World
 
 
 class SlowServer:

@@ -6,27 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backend.adapters.database import SqlDatabase
 from backend.adapters.executors import ProcessExecutor
 from backend.domain import JobKind
 from tests.web import predict_body, web_server
-from tests.world import PROJECT, World, pets
-
-
-@pytest.fixture
-def learned(tmp_path: Path) -> Iterator[World]:
-    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
-    database.migrate()
-    world = World(tmp_path, database)
-    world.learn(pets(12))
-    yield world
-    database.close()
+from tests.world import PROJECT, World
 
 
 def lines_of(log: list[dict[str, Any]], **about: object) -> list[dict[str, Any]]:

@@ -14,31 +14,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import sqlalchemy
 import yaml
 
-from backend.adapters.database import SqlDatabase
 from backend.adapters.durable import exclusive_lock
 from backend.background_process import free_port
 from backend.domain import JobKind, JobStatus
 from backend.processes import COUNTS_VARIABLE, embedder_address, embedder_lock
 from tests.web import WebServer, predict_body, wait_for, web_server
-from tests.world import PROJECT, World, pets
+from tests.world import PROJECT, World
 
 DEPLOYED = Path(__file__).parents[2] / "deploy"
 BUILT_IN_METRICS = {"up"}
 UNKNOWN_IMAGES = {900: "data:image/gif;base64,R0lGODlhAQABAAAAACw=", 901: "nothing://that.is/known"}
-
-
-@pytest.fixture
-def learned(tmp_path: Path) -> Iterator[World]:
-    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
-    database.migrate()
-    world = World(tmp_path, database)
-    world.learn(pets(12))
-    yield world
-    database.close()
 
 
 def n_predictions(server: WebServer, images: str = "known") -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.adapters.database import SqlDatabase
 from tests.web import WebServer, wait_for, web_server
 from tests.world import PROJECT, World, pets
 
@@ -23,16 +22,6 @@ def open_files(pid: int) -> list[str]:
 
 def has_database_open(pid: int) -> bool:
     return any("tandem.sqlite3" in file for file in open_files(pid))
-
-
-@pytest.fixture
-def learned(tmp_path: Path) -> Iterator[World]:
-    database = SqlDatabase(f"sqlite:///{tmp_path / 'tandem.sqlite3'}")
-    database.migrate()
-    world = World(tmp_path, database)
-    world.learn(pets(12))
-    yield world
-    database.close()
 
 
 @pytest.fixture
