@@ -295,6 +295,7 @@ class Container:
             self.clock,
             self.scheduler,
             n_kept_versions=self.settings.versions_kept,
+            cleanables=(self.artifacts, self.image_cache, self.feature_files),
         )
 
     def backup(self, *, empty: bool = False) -> Backup:
@@ -410,9 +411,7 @@ class Container:
     def worker(self) -> Worker:
         """Return a worker with a lane for what waits, one for images, one for heads, one for fine-tuning."""
         in_thread = ThreadExecutor(self.job_handlers)
-        self.artifacts.clean()
-        self.image_cache.clean()
-        self.feature_files.clean()
+        self.retention.clean()
         heads = ProcessExecutor(keep_warm=True)
         heads.warm_up()
         return Worker(

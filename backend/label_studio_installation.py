@@ -51,7 +51,7 @@ def install(cache_dir: Path, report: Report = be_silent) -> Path:
     program = folder / "bin" / "label-studio"
     complete = folder / "complete"
     with _locked(cache_dir / "install.lock"):
-        if complete.exists() and complete.read_bytes() == REQUIREMENTS.read_bytes():
+        if program.exists() and complete.exists() and complete.read_bytes() == REQUIREMENTS.read_bytes():
             return program
         _fill(folder, report)
         complete.write_bytes(REQUIREMENTS.read_bytes())
@@ -91,7 +91,7 @@ def migrated_database(program: Path, cache_dir: Path, report: Report = be_silent
     folder = cache_dir / f"label-studio-{VERSION}-database"
     database = folder / "label_studio.sqlite3"
     with _locked(cache_dir / "database.lock"):
-        if (folder / "complete").exists():
+        if database.exists() and (folder / "complete").exists():
             return database
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

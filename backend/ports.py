@@ -453,6 +453,13 @@ class CachedImage:
     path: Path
 
 
+class Cleanable(Protocol):
+    """A folder that processes may die in while they write."""
+
+    def clean(self) -> object:
+        """Remove what processes that died left behind; what is still being written stays."""
+
+
 class ImageSource(Protocol):
     """Brings images in, within limits of time, size and origin."""
 

@@ -92,6 +92,7 @@ class World:
             self.clock,
             self.scheduler,
             n_kept_versions=5,
+            cleanables=(LocalArtifacts(folder / "artifacts"), FeatureFiles(folder / "features")),
         )
         self.projects = Projects(database, self.artifacts, self.clock, self.policy)
         self.snapshot = make_snapshot()

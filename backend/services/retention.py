@@ -1,4 +1,4 @@
-"""Versions and features that nobody needs any more are removed, and features that are missing are made again."""
+"""Versions, features and leftovers that nobody needs are removed, and features that are missing are made again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 from backend.domain import JobKind, JobStatus, Task, VersionStatus, surplus_versions
 from backend.errors import EmbedderUnavailable
-from backend.ports import ArtifactStore, Clock, Database, Embedder, FeatureStore, Stores
+from backend.ports import ArtifactStore, Cleanable, Clock, Database, Embedder, FeatureStore, Stores
 from backend.promotion import backbone_key, version_key
 from backend.scheduling import Scheduler
 
@@ -35,6 +35,7 @@ class Retention:
         scheduler: Scheduler,
         *,
         n_kept_versions: int,
+        cleanables: Sequence[Cleanable] = (),
     ) -> None:
         self._database = database
         self._artifacts = artifacts
@@ -43,9 +44,16 @@ class Retention:
         self._clock = clock
         self._scheduler = scheduler
         self._n_kept_versions = n_kept_versions
+        self._cleanables = cleanables
+
+    def clean(self) -> None:
+        """Remove what processes that died left behind."""
+        for each in self._cleanables:
+            each.clean()
 
     def run(self) -> None:
         """Remove what nobody needs any more."""
+        self.clean()
         self._remove_artifacts()
         self._clear_features()
 

@@ -32,6 +32,7 @@ def unrest(label_studio: LabelStudio, tandem: Processes) -> str | None:
             tasks_differ(label_studio.truth, tandem.model_dir),
             jobs_left(tandem),
             suggestions_missing(label_studio.truth, tandem),
+            leftovers(tandem),
         ]
     return "; ".join(problem for problem in problems if problem) or None
 
@@ -90,6 +91,13 @@ def suggestions_missing(truth: Truth, tandem: Processes) -> str | None:
     return f"suggestions of other versions are left: {sorted(foreign)}" if foreign else None
 
 
+def leftovers(tandem: Processes) -> str | None:
+    """Name the temporary files and folders that are left."""
+    found = {path.relative_to(tandem.model_dir) for pattern in TEMPORARY for path in tandem.model_dir.glob(pattern)}
+    left = sorted(str(path) for path in found - {Path("artifacts/.scratch")})
+    return f"temporary files are left: {left[:5]}" if left else None
+
+
 @dataclass(frozen=True)
 class EndState:
     """What two runs with the same labels have in common, whatever became of their processes."""
@@ -138,8 +146,7 @@ def check_rest(tandem: Processes) -> None:
         load_predictor(folder)
         load_out_of_fold(folder)
         TrainedLabels.read(folder)
-    left = {path for pattern in TEMPORARY for path in model_dir.glob(pattern)} - {model_dir / "artifacts" / ".scratch"}
-    assert left == set(), "temporary files are left"
+    assert leftovers(tandem) is None
     for backbone in (model_dir / "features").iterdir():
         assert len(list(backbone.glob("rows*"))) == len(list(backbone.glob("keys*"))) == 1
 

@@ -66,8 +66,9 @@ def test_a_running_server_is_taken_over_and_a_stopped_one_keeps_what_it_holds(
     assert not server.is_running
     server.start()
 
-    titles = [each["title"] for each in get_projects(server, headers["Authorization"]).json()["results"]]
-    assert titles == ["kept"]
+    kept = get_projects(server, f"Bearer {access_token(server)}")
+    assert kept.status_code == 200, kept.text
+    assert [each["title"] for each in kept.json()["results"]] == ["kept"]
 
 
 def test_the_login_is_for_the_owner_only(label_studio: LocalLabelStudio) -> None:

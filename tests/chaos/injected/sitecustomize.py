@@ -1,7 +1,8 @@
 """Python imports this before anything else in every process of a Tandem under chaos, because it is on PYTHONPATH.
 
 The file that ``TANDEM_CHAOS`` names says how many seconds the clock is off, and how often a process is killed, as
-``kill -9`` does it, right before or after it makes something durable or visible: the moments that matter most.
+``kill -9`` does it, right before or after it makes something durable or visible: the moments that matter most. What dead
+processes left is cleared away after seconds, not after an hour.
 """
 
 import importlib.abc
@@ -42,19 +43,30 @@ def deadly(name):
     return call
 
 
-class MovedClock(importlib.abc.MetaPathFinder):
-    """Lets the clock of backend.bootstrap be off."""
+def move_clock(module):
+    real = module.SystemClock.now
+    module.SystemClock.now = lambda self: real(self) + timedelta(seconds=control().get("clock_offset_s", 0.0))
+
+
+def hurry_retention(module):
+    module.RETENTION_INTERVAL_S = 2.0
+
+
+CHANGES = {"backend.bootstrap": move_clock, "backend.worker": hurry_retention}
+
+
+class Changed(importlib.abc.MetaPathFinder):
+    """Changes modules right after they are loaded."""
 
     def find_spec(self, fullname, path, target=None):  # noqa: ARG002 - given by Python
-        if fullname != "backend.bootstrap":
+        if fullname not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            real = module.SystemClock.now
-            module.SystemClock.now = lambda self: real(self) + timedelta(seconds=control().get("clock_offset_s", 0.0))
+            CHANGES[fullname](module)
 
         spec.loader.exec_module = exec_module
         return spec
@@ -62,4 +74,4 @@ class MovedClock(importlib.abc.MetaPathFinder):
 
 for each in REAL:
     setattr(os, each, deadly(each))
-sys.meta_path.insert(0, MovedClock())
+sys.meta_path.insert(0, Changed())

@@ -205,6 +205,15 @@ class TestLostFeatures:
         assert [task.backbone_digest for task in embedded.tasks.values()] == [None] * 10 + [BASE_DIGEST] * 30
 
 
+def test_what_a_process_that_died_left_goes_and_what_is_in_use_stays(embedded: World) -> None:
+    with embedded.artifacts.scratch() as in_use:
+        left = in_use.with_name("left")
+        left.mkdir()
+        (left / "half").write_text("a tor")
+        embedded.retention.run()
+        assert list(in_use.parent.iterdir()) == [in_use]
+
+
 class TestVersions:
     """Five versions are kept beside the active one."""
 
