@@ -1,8 +1,8 @@
 """Python imports this before anything else in every process of a Tandem under chaos, because it is on PYTHONPATH.
 
 The file that ``TANDEM_CHAOS`` names says how many seconds the clock is off, and how often a process is killed, as
-``kill -9`` does it, right before or after it makes something durable or visible: the moments that matter most. What dead
-processes left is cleared away after seconds, not after an hour.
+``kill -9`` does it, right before or after it makes something durable or visible: the moments that matter most. What
+dead processes left is cleared away after seconds, not after an hour.
 """
 
 import importlib.abc
