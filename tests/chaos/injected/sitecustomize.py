@@ -52,7 +52,7 @@ def hurry_retention(module):
     module.RETENTION_INTERVAL_S = 2.0
 
 
-CHANGES = {"backend.bootstrap": move_clock, "backend.worker": hurry_retention}
+CHANGES = {"backend.bootstrap.adapters": move_clock, "backend.worker": hurry_retention}
 
 
 class Changed(importlib.abc.MetaPathFinder):

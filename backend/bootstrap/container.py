@@ -1,10 +1,9 @@
-"""The composition root: the only place that decides which adapter stands behind which port."""
+"""Services, the worker and what surrounds them, wired to the adapters."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -13,27 +12,16 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.database import SqlDatabase
-from backend.adapters.durable import write_whole
-from backend.adapters.embedders import EmbedderClient
 from backend.adapters.executors import ProcessExecutor, ThreadExecutor
-from backend.adapters.features import FeatureFiles
 from backend.adapters.health import HttpHealth
-from backend.adapters.image_cache import ImageCache
-from backend.adapters.images import ImageFetcher
 from backend.adapters.machines import LocalMachine, in_container, make_writable
-from backend.adapters.measured_images import MeasuredImages
-from backend.adapters.object_storage import ObjectStorage
-from backend.adapters.shared_artifacts import SharedArtifacts, open_artifacts
-from backend.adapters.shared_features import SharedFeatures
 from backend.admission import Admission
+from backend.bootstrap.adapters import Adapters
 from backend.domain import Disclosure, JobKind, TrainingPolicy
-from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.inspection import Inspection
 from backend.measurements import counts
-from backend.ports import Database, ImageSource, LabelStudioGateway, ReportProgress
-from backend.processes import embedder_address
+from backend.ports import ReportProgress
 from backend.routes.metrics import DatabaseMetrics, MachineMetrics
 from backend.scheduling import Scheduler
 from backend.services.backup import Backup
@@ -67,22 +55,12 @@ QUICK_POLL_S = 0.2
 """How often to look for what an annotator waits for."""
 
 
-class SystemClock:
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        """Return the present moment."""
-        return datetime.now(UTC)
-
-
-class Container:
+class Container(Adapters):
     """Everything wired together, each part made when it is first asked for."""
 
     def __init__(self, settings: Settings, *, storage_patience_s: float = 600.0) -> None:
         """Wire for one process; ``storage_patience_s`` is how long it may wait for features of other machines."""
-        self.settings = settings
-        self._storage_patience_s = storage_patience_s
-        self.clock = SystemClock()
+        super().__init__(settings, storage_patience_s=storage_patience_s)
         self.policy = TrainingPolicy(
             min_labels=settings.train_min_labels,
             finetune_min_labels=settings.finetune_min_labels,
@@ -90,97 +68,6 @@ class Container:
             max_wait_s=settings.train_max_wait_s,
         )
         self.scheduler = Scheduler(self.clock, self.policy)
-
-    @cached_property
-    def database(self) -> Database:
-        """The state, migrated to the present schema."""
-        make_writable(self.settings.model_dir)
-        database = SqlDatabase(self.settings.resolved_database_url)
-        database.migrate()
-        return database
-
-    @cached_property
-    def webhook_secret(self) -> str | None:
-        """What webhooks must carry: as set; else, when Basic auth is on, one of our own that outlives a restart."""
-        if self.settings.webhook_secret:
-            return self.settings.webhook_secret.get_secret_value()
-        if not self.settings.basic_auth_user:
-            return None
-        path = self.settings.model_dir / "webhook_secret"
-        make_writable(self.settings.model_dir)
-        if not path.exists():
-            write_whole(path, secrets.token_urlsafe(32).encode())
-            path.chmod(0o600)
-        return path.read_text()
-
-    @cached_property
-    def client(self) -> LabelStudioClient | None:
-        """Label Studio's API, if the settings say where it is and who we are."""
-        if not (self.settings.label_studio_url and self.settings.label_studio_api_key):
-            return None
-        return LabelStudioClient(
-            self.settings.label_studio_url,
-            self.settings.label_studio_api_key.get_secret_value(),
-            webhook_secret=self.webhook_secret,
-            ca_file=self._ca_file,
-        )
-
-    @property
-    def _ca_file(self) -> str | None:
-        return str(self.settings.requests_ca_bundle) if self.settings.requests_ca_bundle else None
-
-    @property
-    def gateway(self) -> LabelStudioGateway | None:
-        """Label Studio's API as the services know it."""
-        return self.client
-
-    @cached_property
-    def artifacts(self) -> LocalArtifacts | SharedArtifacts:
-        """Versions and fine-tuned backbones."""
-        return open_artifacts(
-            self.settings.resolved_artifacts_url,
-            self.settings.artifact_cache_folder,
-            max_cache_bytes=self.settings.artifact_cache_bytes,
-        )
-
-    @cached_property
-    def feature_files(self) -> FeatureFiles:
-        """Features stored on this machine."""
-        return FeatureFiles(self.settings.model_dir / "features")
-
-    @cached_property
-    def features(self) -> FeatureFiles | SharedFeatures:
-        """Stored features; shared where versions are."""
-        url = self.settings.resolved_artifacts_url
-        if "://" not in url:
-            return self.feature_files
-        folder = self.settings.model_dir / "feature-exchange"
-        return SharedFeatures(self.feature_files, ObjectStorage(url), folder, patience_s=self._storage_patience_s)
-
-    @cached_property
-    def image_cache(self) -> ImageCache:
-        """Images on this machine."""
-        return ImageCache(self.settings.model_dir / "images", max_bytes=self.settings.image_cache_bytes)
-
-    @cached_property
-    def images(self) -> ImageSource:
-        """Images, through a bounded cache."""
-        settings = self.settings
-        fetcher = ImageFetcher(
-            self.image_cache,
-            label_studio_url=settings.label_studio_url,
-            authorization=self.client.authorization if self.client else None,
-            image_hosts=settings.image_hosts,
-            local_files_root=settings.local_files_root,
-            max_image_bytes=settings.max_image_bytes,
-            ca_file=self._ca_file,
-        )
-        return MeasuredImages(fetcher)
-
-    @cached_property
-    def embedder(self) -> EmbedderClient:
-        """The embedding process of this machine."""
-        return EmbedderClient(embedder_address(self.settings.model_dir))
 
     @cached_property
     def ingestion(self) -> Ingestion:
