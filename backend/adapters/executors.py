@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 import structlog
@@ -29,6 +31,8 @@ Handler = Callable[[int, ReportProgress], str]
 
 POLL_S = 0.5
 GRACE_S = 5.0
+LEAST_PRIORITY = 19
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class ThreadExecutor:
@@ -168,8 +172,16 @@ def _parse(line: str) -> JobMessage:
 
 
 def lower_priority() -> None:
-    """Let everything else on the machine go first, where the system knows how to."""
+    """Let everything else on the machine go first, where the system knows how to.
+
+    Linux may share processors out among sessions first, and look at priorities within a session only (autogroup, see
+    sched(7)): so this process gets a session of its own, of the least weight.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError):
-        os.nice(19)
+        os.nice(LEAST_PRIORITY)
+    if AUTOGROUP.exists():
+        with suppress(OSError):
+            os.setsid()
+            AUTOGROUP.write_text(str(LEAST_PRIORITY))
