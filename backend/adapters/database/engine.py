@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event, make_url
@@ -31,12 +31,13 @@ from sqlalchemy.exc import TimeoutError as NoFreeConnection
 from backend.adapters.database.annotations import SqlAnnotationStore
 from backend.adapters.database.backbones import SqlBackboneStore
 from backend.adapters.database.dump import check_restorable, dump_rows, load_rows
+from backend.adapters.database.finding import find
 from backend.adapters.database.jobs import SqlJobStore
 from backend.adapters.database.migrations import HEAD_REVISION, current_revision, upgrade
-from backend.adapters.database.projects import SqlProjectStore, find_project
+from backend.adapters.database.projects import SqlProjectStore
 from backend.adapters.database.tables import metadata
-from backend.adapters.database.tasks import SqlTaskStore, find_tasks
-from backend.adapters.database.versions import SqlVersionStore, find_active
+from backend.adapters.database.tasks import SqlTaskStore
+from backend.adapters.database.versions import SqlVersionStore
 from backend.adapters.database.views import SqlViewStore
 from backend.domain import ProjectIdentity
 from backend.errors import ConfigurationError, NotFound, StoreUnavailable
@@ -72,7 +73,7 @@ class SqlStores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Driver:
-    """A connection of the driver, lent by the pool."""
+    """A connection of the driver, with none of SQLAlchemy's around it."""
 
     connection: PoolProxiedConnection
     dialect: Dialect
@@ -92,6 +93,7 @@ class SqlDatabase:
         self._engine = create_engine(url)
         self._reading = self._engine.execution_options(read_only=True)
         self._turn = threading.Lock()
+        self._idle: list[_Driver] = []
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -178,13 +180,8 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._engine), closing(self._lend()) as pooled:
-            connection = _Driver(connection=pooled, dialect=self._engine.dialect)
-            project = find_project(connection, identity)
-            if project is None:
-                return None
-            active = find_active(connection, project.id)
-            return Found(project=project, active=active, tasks=tuple(find_tasks(connection, project.id, task_ids)))
+        with _unavailability_reported(self._engine), self._lent() as connection:
+            return find(connection, identity, task_ids)
 
     @contextmanager
     def dump(self) -> Iterator[DatabaseDump]:
@@ -232,13 +229,35 @@ class SqlDatabase:
     def close(self) -> None:
         """Close all connections; who goes on opens new ones."""
         self._engine.dispose()
+        while self._idle:
+            self._idle.pop().connection.close()
 
-    def _lend(self) -> PoolProxiedConnection:
+    @contextmanager
+    def _lent(self) -> Iterator[_Driver]:
+        """Lend a connection; on SQLite past the pool, which takes as long to lend one as to read with it."""
+        try:
+            lent = self._idle.pop()
+        except IndexError:
+            lent = self._connect()
+        try:
+            yield lent
+        except BaseException:
+            lent.connection.close()
+            raise
+        if self._engine.dialect.name == "sqlite":
+            self._idle.append(lent)
+        else:
+            lent.connection.close()
+
+    def _connect(self) -> _Driver:
         errors = self._engine.dialect.loaded_dbapi.Error
         try:
-            return self._engine.raw_connection()
+            connection = self._engine.raw_connection()
         except errors as error:
             raise DBAPIError.instance(None, None, error, errors) from error
+        if self._engine.dialect.name == "sqlite":
+            connection.detach()
+        return _Driver(connection=connection, dialect=self._engine.dialect)
 
 
 def create_engine(url: str, *, foreign_keys: bool = True) -> Engine:

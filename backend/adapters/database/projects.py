@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
-from backend.adapters.database.quick_query import DriverConnection, QuickQuery
+from backend.adapters.database.quick_query import QuickQuery, Reader
 from backend.adapters.database.tables import project_table
 from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
@@ -37,7 +37,7 @@ class SqlProjectStore:
 
     def find(self, identity: ProjectIdentity) -> Project | None:
         """Return the project that ``resolve`` would return without having to store anything, if there is one."""
-        return find_project(self._connection, identity)
+        return next((known for known in self._with_same_id(identity) if is_meant(known, identity)), None)
 
     def get(self, project_id: int) -> Project:
         """Return a project.
@@ -65,7 +65,8 @@ class SqlProjectStore:
             raise _unknown(project.id)
 
     def _with_same_id(self, identity: ProjectIdentity) -> list[Project]:
-        return _NEWEST_WITH_SAME_ID.run(self._connection, {"label_studio_id": identity.label_studio_id})
+        which = {"label_studio_id": identity.label_studio_id}
+        return [project for (project,) in _NEWEST_WITH_SAME_ID.run(self._connection, which)]
 
     def _free_id(self, label_studio_id: int) -> int:
         taken = self._connection.scalar(select(project_table.c.id).where(project_table.c.id == label_studio_id))
@@ -118,17 +119,16 @@ def _label_config(stored: dict[str, Any]) -> LabelConfig:
     return LabelConfig(**{**stored, "schema": schema})
 
 
-def find_project(connection: DriverConnection, identity: ProjectIdentity) -> Project | None:
-    """Return the project with this identity, if there is one; the newest with its id where no more is known of it."""
-    is_newest_meant = identity.created_stamp == UNKNOWN_STAMP
-    same_id = _NEWEST_WITH_SAME_ID.run(connection, {"label_studio_id": identity.label_studio_id})
-    return next((known for known in same_id if is_newest_meant or known.identity == identity), None)
-
+PROJECT = Reader(project_table.c, _project, n_kept=256)
 
 _NEWEST_WITH_SAME_ID = QuickQuery(
     select(project_table)
     .where(project_table.c.label_studio_id == bindparam("label_studio_id"))
     .order_by(project_table.c.created_stamp.desc()),
-    _project,
-    n_kept=256,
+    PROJECT,
 )
+
+
+def is_meant(project: Project, identity: ProjectIdentity) -> bool:
+    """Tell whether an identity with a project's id is the project's; where no more is known of it, it may be any's."""
+    return identity.created_stamp in (UNKNOWN_STAMP, project.identity.created_stamp)

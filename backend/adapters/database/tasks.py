@@ -11,7 +11,7 @@ from functools import cache
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, func, or_, select, update
 
-from backend.adapters.database.quick_query import DriverConnection, QuickQuery
+from backend.adapters.database.quick_query import DriverConnection, QuickQuery, Reader
 from backend.adapters.database.statements import AnyRow, chunks, replace
 from backend.adapters.database.tables import annotation_table, task_table
 from backend.domain import Task
@@ -220,6 +220,9 @@ def _task(row: AnyRow) -> Task:
     )
 
 
+TASK = Reader(_COLUMNS, _task, n_kept=0)
+
+
 def find_tasks(connection: DriverConnection, project_id: int, task_ids: Sequence[int]) -> list[Task]:
     """Return the known ones among these tasks, by id."""
     found: list[Task] = []
@@ -228,15 +231,15 @@ def find_tasks(connection: DriverConnection, project_id: int, task_ids: Sequence
         # The last one again and again, so that there is a statement for each power of two, not for each number of ids.
         padded += padded[-1:] * (_next_power_of_two(len(padded)) - len(padded))
         parameters = {f"id_{number}": task_id for number, task_id in enumerate(padded)}
-        found += _with_ids(len(padded)).run(connection, {"project_id": project_id, **parameters})
+        found += [task for (task,) in _with_ids(len(padded)).run(connection, {"project_id": project_id, **parameters})]
     return sorted(found, key=lambda each: each.id)
 
 
 @cache
-def _with_ids(n_ids: int) -> QuickQuery[Task]:
+def _with_ids(n_ids: int) -> QuickQuery:
     ids: list[BindParameter[int]] = [bindparam(f"id_{number}") for number in range(n_ids)]
     these = task_table.c.project_id == bindparam("project_id"), task_table.c.id.in_(ids)
-    return QuickQuery(select(*_COLUMNS).where(*these), _task, n_kept=0)
+    return QuickQuery(select(task_table).where(*these), TASK)
 
 
 def _next_power_of_two(number: int) -> int:

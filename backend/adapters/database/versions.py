@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, literal_column, select, update
 
-from backend.adapters.database.quick_query import DriverConnection, QuickQuery
+from backend.adapters.database.quick_query import QuickQuery, Reader
 from backend.adapters.database.tables import project_table, version_table
 from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
 from backend.errors import Conflict, NotFound
@@ -48,7 +48,7 @@ class SqlVersionStore:
 
     def active(self, project_id: int) -> ModelVersion | None:
         """Return the active version, if any."""
-        return find_active(self._connection, project_id)
+        return next((version for (version,) in _ACTIVE.run(self._connection, {"project_id": project_id})), None)
 
     def get(self, project_id: int, name: str) -> ModelVersion:
         """Return a version by name.
@@ -148,16 +148,9 @@ def _version(row: Row[Any]) -> ModelVersion:
     )
 
 
-def find_active(connection: DriverConnection, project_id: int) -> ModelVersion | None:
-    """Return the active version of a project, if any."""
-    return next(iter(_ACTIVE.run(connection, {"project_id": project_id})), None)
-
+VERSION = Reader(version_table.c, _version, n_kept=256)
+IS_ACTIVE = version_table.c.status == literal_column(f"'{VersionStatus.ACTIVE}'")
 
 _ACTIVE = QuickQuery(
-    select(version_table).where(
-        version_table.c.project_id == bindparam("project_id"),
-        version_table.c.status == literal_column(f"'{VersionStatus.ACTIVE}'"),
-    ),
-    _version,
-    n_kept=256,
+    select(version_table).where(version_table.c.project_id == bindparam("project_id"), IS_ACTIVE), VERSION
 )
