@@ -27,8 +27,9 @@ from backend.errors import (
     StoreUnavailable,
     TrainingImpossible,
 )
+from backend.heartbeat import LEASE
 from backend.ports import Executor, ReportProgress, Stores
-from backend.worker import LEASE, MAX_DEATHS, Lane, Worker, has_ended
+from backend.worker import MAX_DEATHS, Lane, Worker, has_ended
 from tests.factories import make_version
 from tests.fakes import FakeExecutor
 from tests.world import PROJECT, World
