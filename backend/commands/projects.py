@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,20 +29,15 @@ def status(as_json: JsonOption = False) -> None:
     from backend.routes.api import encode_project
 
     encoded = [encode_project(overview) for overview in make_container(start()).projects.all()]
-    if not as_json:
-        encoded = [
-            {key: each[key] for key in ("id", "title", "n_tasks", "n_labels", "n_embedded", "active_version")}
-            | {
-                "pretrained": each["pretrained"]
-                and "; ".join(f"{name}: {', '.join(known)}" for name, known in each["pretrained"]["classes"].items()),
-                "accuracy": each["metrics"] and round(each["metrics"]["accuracy"], 3),
-                "running": ", ".join(each["jobs"]["running"]),
-                "next": each["policy"]["reason"],
-                "problems": "; ".join(filter(None, [each["label_config"]["problem"], *each["problems"]])),
-            }
-            for each in encoded
-        ]
-    show(encoded, as_json)
+    if as_json or not encoded:
+        show(encoded, as_json)
+        return
+    show([_numbers(each) for each in encoded], as_json=False)
+    # Sentences in a column beside the numbers would leave neither enough room.
+    show(
+        [{"id": each["id"], "what": what, "in words": words} for each in encoded for what, words in _sentences(each)],
+        as_json=False,
+    )
 
 
 @commands.command()
@@ -127,3 +123,27 @@ def _follow(container: Container, job: Job) -> Job:
             time.sleep(0.3)
             job = container.projects.job(job.id)
     return job
+
+
+def _numbers(project: dict[str, Any]) -> dict[str, Any]:
+    accuracy = project["metrics"] and round(project["metrics"]["accuracy"], 3)
+    return {
+        "id": project["id"],
+        "title": project["title"],
+        "tasks": project["n_tasks"],
+        "labels": project["n_labels"],
+        "embedded": project["n_embedded"],
+        "active version": project["active_version"],
+        "accuracy": accuracy,
+        "running": project["jobs"]["running"],
+    }
+
+
+def _sentences(project: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is to say about a project in words, and what each is about."""
+    yield "next", project["policy"]["reason"]
+    if project["pretrained"]:
+        known = project["pretrained"]["classes"].items()
+        yield "pretrained", "; ".join(f"{name}: {', '.join(categories)}" for name, categories in known)
+    for problem in filter(None, [project["label_config"]["problem"], *project["problems"]]):
+        yield "problem", problem

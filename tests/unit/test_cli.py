@@ -99,6 +99,18 @@ class TestStatus:
         model_dir.ingestion.setup(replace(model_dir.snapshot, title="Cats [/bold] [red]"))
         assert "Cats [/bold] [red]" in run_text("status")
 
+    def test_is_readable_on_a_hundred_columns(self, model_dir: World) -> None:
+        model_dir.learn(pets(12))
+        problem = "Tandem cannot reach Label Studio at http://label-studio.example.org:8080: the token lost its rights"
+        with model_dir.database.transaction() as stores:
+            stores.projects.save(replace(stores.projects.get(PROJECT), problems=(problem,)))
+        result = RUNNER.invoke(app, ["status"], catch_exceptions=False, env={"COLUMNS": "100"})
+        lines = result.stdout.splitlines()
+        assert max(map(len, lines)) <= 100
+        (numbers,) = (line for line in lines if model_dir.active.name in line)
+        assert "Pets" in numbers
+        assert re.sub(r"[│\s]+", " ", result.stdout).count(problem) == 1
+
     def test_before_there_is_any_project(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
         assert run_json("status") == []
