@@ -16,6 +16,7 @@ from backend.ports import ArtifactStore, FeatureStore
 from model.checkpoint import load_out_of_fold, load_predictor
 from model.evaluation import Report, compare
 from model.learned import OutOfFold
+from model.logits import Floats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,9 +143,10 @@ class ActiveVersion:
         return remembered
 
 
-def normalised(probabilities: NDArray[np.float32], schema: LabelSchema) -> NDArray[np.float32]:
+def normalised(probabilities: NDArray[Floats], schema: LabelSchema) -> NDArray[Floats]:
     """Return probabilities of the classes that still exist: rows sum to one where classes exclude each other."""
     if schema.multiple:
         return probabilities
-    total = np.maximum(probabilities.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(probabilities / total, dtype=np.float32)
+    total = np.maximum(probabilities.sum(axis=1, keepdims=True), np.finfo(probabilities.dtype).tiny)
+    normal: NDArray[Floats] = probabilities / total
+    return normal

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.conformal import NOTHING_RULED_OUT, Conformal
-from model.head import AnyFloats, FloatArray, Head
+from model.head import AnyFloats, Head
 from model.logits import calibrated
 
 
@@ -54,12 +54,14 @@ class Predictor:
             if thresholds is not None and len(thresholds) not in (1, n_classes):
                 raise ValueError(f"{len(thresholds)} thresholds of prediction sets do not fit {n_classes} classes")
 
-    def predict_proba(self, features: AnyFloats) -> FloatArray:
+    def predict_proba(self, features: AnyFloats) -> NDArray[np.float64]:
         """Return calibrated probabilities, (n, k), of feature rows, (n, d).
 
-        Rows sum to 1 unless ``multiple``; then each class's probability stands by itself.
+        Rows sum to 1 unless ``multiple``; then each class's probability stands by itself. They are that precise so
+        that those near 1 can still be told apart: what is labelled next is chosen by their order.
         """
-        return calibrated(self.head.logits(features), self.temperature, multiple=self.multiple)
+        logits = self.head.logits(features).astype(np.float64)
+        return calibrated(logits, self.temperature, multiple=self.multiple)
 
     def prediction_sets(self, features: AnyFloats) -> NDArray[np.bool_]:
         """Return which classes each image may have, (n, k), by feature rows, (n, d): see ``model.conformal``."""
@@ -83,7 +85,7 @@ class Predictor:
         if self.multiple:
             return self._several(self.predict_proba(features)[:, kept], names, kept)
         # Dropping logits before the softmax renormalises without ever dividing by a vanishing sum.
-        logits = self.head.logits(features)[:, kept]
+        logits = self.head.logits(features)[:, kept].astype(np.float64)
         probabilities = calibrated(logits, self.temperature, multiple=False)
         best = probabilities.argmax(axis=1)
         scores = probabilities[np.arange(len(best)), best]
@@ -92,8 +94,8 @@ class Predictor:
             for index, score in zip(best.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _several(self, probabilities: FloatArray, names: list[str], kept: list[int]) -> list[Suggested]:
-        thresholds = np.asarray(self.thresholds, np.float32)[kept]
+    def _several(self, probabilities: NDArray[np.float64], names: list[str], kept: list[int]) -> list[Suggested]:
+        thresholds = np.asarray(self.thresholds)[kept]
         chosen: NDArray[np.bool_] = probabilities >= thresholds
         scores = np.where(chosen, probabilities, 1 - probabilities).prod(axis=1)
         return [

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = TypeVar("Floats", bound=np.floating[Any])
+
+LONGEST_LOG_ODDS = math.log(1e6)
+"""No project has labels enough to tell odds of more than a million to one from certainty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,20 +27,34 @@ class LinearMap:
         return coordinates @ self.weight + self.bias
 
 
-def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def softmax(logits: NDArray[Floats]) -> NDArray[Floats]:
     """Return probabilities over classes, (n, k), rows of which sum to 1."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float32] = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    probabilities: NDArray[Floats] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
 
 
-def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def sigmoid(logits: NDArray[Floats]) -> NDArray[Floats]:
     """Return the probability, from 0 to 1, of each class by itself, of any shape."""
-    half: NDArray[np.float32] = (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+    half: NDArray[Floats] = 0.5 * (1 + np.tanh(0.5 * logits))
     return half
 
 
-def calibrated(logits: NDArray[np.floating[Any]], temperature: float, *, multiple: bool) -> NDArray[np.float32]:
-    """Return probabilities, (n, k), from logits, (n, k): per image over classes, or of each class by itself."""
-    scaled = logits / np.float32(temperature)
-    return sigmoid(scaled) if multiple else softmax(scaled)
+def calibrated(logits: NDArray[Floats], temperature: float, *, multiple: bool) -> NDArray[Floats]:
+    """Return probabilities, (n, k), from logits, (n, k): per image over classes, or of each class by itself.
+
+    Log odds x beyond ``LONGEST_LOG_ODDS``, L, become L + log(1 + x - L). What is that sure differs no more in any way
+    that labels could show; but it keeps its order, where the exponentials of its logits are all rounded to the same.
+    """
+    log_odds = logits / logits.dtype.type(temperature)
+    if multiple:
+        return sigmoid(np.copysign(_within_reason(np.abs(log_odds)), log_odds))
+    np.subtract(log_odds, log_odds.max(axis=1, keepdims=True), out=log_odds)
+    return softmax(-_within_reason(log_odds.max(axis=1, keepdims=True) - log_odds))
+
+
+def _within_reason(log_odds: NDArray[Floats]) -> NDArray[Floats]:
+    """Change log odds, none below zero, in place."""
+    beyond = log_odds > LONGEST_LOG_ODDS
+    log_odds[beyond] = LONGEST_LOG_ODDS + np.log1p(log_odds[beyond] - LONGEST_LOG_ODDS)
+    return log_odds

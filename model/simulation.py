@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.duplicates import coordinates_of
 from model.evaluation import Targets, evaluate
 from model.folds import first_digests
-from model.head import AnyFloats, FloatArray
+from model.head import AnyFloats
 from model.inference import Predictor
 from model.learning import Examples, TooFewLabels, learn
 from model.query import Pool, score
@@ -224,7 +224,7 @@ def _learned(
         return None
 
 
-def _probabilities(predictor: Predictor | None, images: Images, known: Targets, n_classes: int) -> FloatArray:
+def _probabilities(predictor: Predictor | None, images: Images, known: Targets, n_classes: int) -> AnyFloats:
     """Return probabilities, (t, k): while there is only one class, it is taken for certain."""
     if predictor is not None:
         return predictor.predict_proba(images.features)

@@ -192,7 +192,7 @@ class Querying:
             at_random=tuple(tasks[index].id for index in first if scores.at_random[index]),
         )
 
-    def _probabilities(self, candidates: Candidates, rows: NDArray[np.float16]) -> NDArray[np.float32] | None:
+    def _probabilities(self, candidates: Candidates, rows: NDArray[np.float16]) -> NDArray[np.float64] | None:
         """Return probabilities, (n_images, n_classes), of the classes that the active version knows, if any."""
         version, schema = candidates.version, candidates.schema
         known = tuple(name for name in schema.class_names if version and name in version.class_names)

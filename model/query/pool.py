@@ -34,7 +34,7 @@ class Pool:
     """
 
     features: AnyFloats
-    probabilities: FloatArray | None
+    probabilities: AnyFloats | None
     labelled_features: AnyFloats
     labelled_targets: Targets
     multiple: bool

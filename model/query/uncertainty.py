@@ -11,31 +11,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.head import FloatArray
+from model.head import AnyFloats
 
 Doubles = NDArray[np.float64]
 
 SMALLEST_PROBABILITY = 1e-12
 
 
-def least_confidence(probabilities: FloatArray, *, multiple: bool) -> Doubles:
+def least_confidence(probabilities: AnyFloats, *, multiple: bool) -> Doubles:
     """Return one minus the probability of the likeliest alternative, (m,), from 0 to 1."""
-    return 1 - _two_likeliest(probabilities, multiple)[0]
+    return _doubt_and_second(probabilities, multiple)[0]
 
 
-def narrowness(probabilities: FloatArray, *, multiple: bool) -> Doubles:
+def narrowness(probabilities: AnyFloats, *, multiple: bool) -> Doubles:
     """Return one minus the margin, (m,), from 0 to 1.
 
     The margin is the difference in probability between the two likeliest alternatives (Scheffer, Decomain and
     Wrobel: "Active Hidden Markov Models for Information Extraction", 2001).
     """
-    first, second = _two_likeliest(probabilities, multiple)
-    return 1 - (first - second)
+    doubt, second = _doubt_and_second(probabilities, multiple)
+    return doubt + second
 
 
-def entropy(probabilities: FloatArray, *, multiple: bool) -> Doubles:
+def entropy(probabilities: AnyFloats, *, multiple: bool) -> Doubles:
     """Return the entropy over the alternatives, (m,), in nats."""
-    wide = probabilities.astype(np.float64)
+    wide = probabilities.astype(np.float64, copy=False)
     terms = _negative_plogp(wide)
     if multiple:
         terms += _negative_plogp(1 - wide)
@@ -43,19 +43,22 @@ def entropy(probabilities: FloatArray, *, multiple: bool) -> Doubles:
     return total
 
 
-def _two_likeliest(probabilities: FloatArray, multiple: bool) -> tuple[Doubles, Doubles]:
-    """Return the probabilities of the likeliest and of the second likeliest alternative, (m,) each."""
-    wide = probabilities.astype(np.float64)
+def _doubt_and_second(probabilities: AnyFloats, multiple: bool) -> tuple[Doubles, Doubles]:
+    """Return one minus the probability of the likeliest alternative, and that of the second likeliest, (m,) each.
+
+    The first is the sum of what is small: subtracted from one, what nearly equals one would all be the same.
+    """
+    wide = probabilities.astype(np.float64, copy=False)
     if multiple:
         # The second likeliest set differs from the likeliest in the least certain class.
-        decided = np.maximum(wide, 1 - wide)
-        weakest = decided.min(axis=1)
-        first = decided.prod(axis=1)
-        return first, first * (1 - weakest) / weakest
+        doubts = np.minimum(wide, 1 - wide)
+        log_first = np.log1p(-doubts).sum(axis=1)
+        largest = doubts.max(axis=1)
+        return -np.expm1(log_first), np.exp(log_first) * largest / (1 - largest)
     if wide.shape[1] < 2:
-        return wide.sum(axis=1), np.zeros(len(wide))
-    two = np.partition(wide, -2, axis=1)[:, -2:]
-    return two[:, 1], two[:, 0]
+        return np.zeros(len(wide)), np.zeros(len(wide))
+    last_two_largest = np.partition(wide, -2, axis=1)
+    return last_two_largest[:, :-1].sum(axis=1), last_two_largest[:, -2]
 
 
 def _negative_plogp(probabilities: Doubles) -> Doubles:

@@ -3,10 +3,13 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.head import Head
 from model.inference import Predictor, Suggested, suggest_known
 from model.logits import calibrated
+from model.query.uncertainty import narrowness
 
 
 def make_predictor(*, multiple: bool = False, thresholds: tuple[float, ...] | None = None) -> Predictor:
@@ -31,8 +34,7 @@ def make_features(n_images: int) -> np.ndarray:
 
 def test_probabilities_of_one_class_per_image_sum_to_one() -> None:
     probabilities = make_predictor().predict_proba(make_features(2500))
-    assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-9)
 
 
 def test_rows_are_scored_alone_as_in_a_crowd() -> None:
@@ -117,6 +119,46 @@ def test_extreme_logits_stay_probabilities() -> None:
     for multiple in (False, True):
         probabilities = calibrated(logits, 0.05, multiple=multiple)
         assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_scores_keep_their_order_however_sure_they_are(multiple: bool) -> None:
+    # One feature, which the centring leaves as it is: the logits are in proportion to it.
+    predictor = Predictor(
+        class_names=("ant", "bee"),
+        multiple=multiple,
+        head=Head(
+            block_sizes=(2,),
+            centre=np.zeros(2, np.float32),
+            weight=np.array([[1e4, 0], [0, 1e4]], np.float32),
+            bias=np.zeros(2, np.float32),
+        ),
+        temperature=0.5,
+        thresholds=(0.5, 0.5) if multiple else None,
+    )
+    angles = np.linspace(0.1, 0.7, 200)
+    rows = (np.stack([np.cos(angles), np.sin(angles)], axis=1) ** 2).astype(np.float32)
+    scores = [each.score for each in predictor.suggest(rows)]
+    assert max(scores) < 1
+    assert min(scores) > 1 - 1e-6
+    # With one class the first logit is further and further ahead; with several the second is surer and surer.
+    assert np.argsort(scores).tolist() == (list(range(200)) if multiple else list(range(200)[::-1]))
+    narrow = narrowness(predictor.predict_proba(rows), multiple=multiple)
+    np.testing.assert_array_equal(np.argsort(-narrow), np.argsort(scores))
+
+
+def test_probabilities_that_labels_can_tell_apart_are_those_of_the_logits() -> None:
+    logits = np.random.default_rng(0).uniform(-6, 6, (50, 3))
+    weights = np.exp(logits / 2)
+    np.testing.assert_allclose(calibrated(logits, 2, multiple=False), weights / weights.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(calibrated(logits, 2, multiple=True), weights / (1 + weights))
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.floats(0.1, 1e4), ratio=st.floats(1.001, 1000), multiple=st.booleans())
+def test_surer_logits_have_surer_probabilities(first: float, ratio: float, multiple: bool) -> None:
+    pair = calibrated(np.array([[first, 0.0], [ratio * first, 0.0]]), 1.0, multiple=multiple)
+    assert 0.5 <= pair[0, 0] < pair[1, 0] < 1
 
 
 def test_web_process_can_score_without_what_fitting_needs() -> None:
