@@ -25,10 +25,10 @@ from backend.errors import (
 )
 from backend.logs import configure_logs
 from backend.processes import one_linear_algebra_thread
-from backend.routes.access import Access, add_headers
+from backend.routes.access import Access, Guarded
 from backend.routes.api import api_blueprint
 from backend.routes.openapi import openapi_blueprint
-from backend.routes.operations import MetricsPort, observe_requests, operations_blueprint
+from backend.routes.operations import MetricsPort, Observed, operations_blueprint
 from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
 from backend.settings import Settings, load_settings
 
@@ -72,12 +72,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(api_blueprint(container))
     app.register_blueprint(openapi_blueprint())
     app.register_blueprint(operations_blueprint(container, with_metrics=settings.metrics_port is None))
-    observe_requests(app)
     app.before_request(Access(settings, container.webhook_secret).check)
-    app.after_request(add_headers)
     app.register_error_handler(TandemError, answer_error)
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_surprise)
+    app.wsgi_app = Observed(Guarded(app.wsgi_app))  # type: ignore[method-assign]
     if settings.metrics_port:
         app.wsgi_app = MetricsPort(app.wsgi_app, container, settings.metrics_port)  # type: ignore[method-assign]
     container.warm_up_serving()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Self
 
 import structlog
@@ -65,6 +66,7 @@ from backend.label_studio.fields import (
 log = structlog.get_logger()
 
 MAX_ACTION_CHARS = 100
+MAX_IDENTITY_CHARS = 40
 SAMPLINGS = {
     "Sequential sampling": Sampling.SEQUENTIAL,
     "Uniform sampling": Sampling.UNIFORM,
@@ -150,7 +152,13 @@ def parse_identity(value: object) -> ProjectIdentity | None:
             return ProjectPayload.model_validate(value).snapshot().identity
         except ValidationError:
             return None
-    parts = re.fullmatch(r"([1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?", str(value) if isinstance(value, int | str) else "")
+    text = str(value) if isinstance(value, int | str) else ""
+    return _read_identity(text) if len(text) <= MAX_IDENTITY_CHARS else None
+
+
+@lru_cache(maxsize=1024)
+def _read_identity(text: str) -> ProjectIdentity | None:
+    parts = re.fullmatch(r"([1-9][0-9]{0,17})(?:\.([0-9]{1,18}))?", text)
     if parts is None:
         return None
     return ProjectIdentity(label_studio_id=int(parts[1]), created_stamp=int(parts[2] or UNKNOWN_STAMP))

@@ -6,13 +6,18 @@ import hmac
 import math
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from flask import Response, request
+from flask import request
 
 from backend.errors import CrossSiteRequest, RateLimited, Unauthorized
 from backend.settings import Settings
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = structlog.get_logger()
 
@@ -23,14 +28,14 @@ FAILED_LOGINS = 10
 CHANGES = 120
 """In a window of a minute."""
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+HEADERS = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+]
 """What OWASP's secure headers project recommends for answers that are no pages."""
 
 
@@ -60,21 +65,23 @@ class Counts:
 
     def window(self, kind: str, client: str) -> Window:
         """Return the present window of a client."""
-        key = kind, client
         with self._lock:
-            window = self._windows.get(key)
-            if window is None or window.remaining_s <= 0:
-                if len(self._windows) >= self._max_windows:
-                    self._windows = {key: each for key, each in self._windows.items() if each.remaining_s > 0}
-                window = self._windows[key] = Window(began_s=time.monotonic())
-            return window
+            return self._window((kind, client))
 
     def add(self, kind: str, client: str) -> int:
         """Count once more, and return how often by now."""
-        window = self.window(kind, client)
         with self._lock:
+            window = self._window((kind, client))
             window.n_times += 1
             return window.n_times
+
+    def _window(self, key: tuple[str, str]) -> Window:
+        window = self._windows.get(key)
+        if window is None or window.remaining_s <= 0:
+            if len(self._windows) >= self._max_windows:
+                self._windows = {key: each for key, each in self._windows.items() if each.remaining_s > 0}
+            window = self._windows[key] = Window(began_s=time.monotonic())
+        return window
 
 
 class Access:
@@ -153,10 +160,19 @@ class Access:
         return RateLimited(f"more than {limit} {shown} a minute", retry_after_s=max(1, math.ceil(remaining_s)))
 
 
-def add_headers(response: Response) -> Response:
-    """Add what browsers should know about every answer."""
-    response.headers.extend(HEADERS)
-    return response
+class Guarded:
+    """Tells browsers with every answer of an application what they may do with it."""
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self._application = application
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+            return start_response(status, headers + HEADERS, *error)
+
+        return self._application(environ, start)
 
 
 def _client() -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import structlog
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
@@ -55,6 +56,7 @@ Request = TypeVar("Request", bound=BaseModel)
 def api_blueprint(container: Container) -> Blueprint:
     """Return the endpoints for people and scripts."""
     routes = Blueprint("api", __name__, url_prefix="/api")
+    routes.before_request(_name_in_logs)
 
     @routes.get("/projects")
     def projects() -> list[Json]:
@@ -86,6 +88,13 @@ def api_blueprint(container: Container) -> Blueprint:
     _add_versions(routes, container)
     _add_review(routes, container)
     return routes
+
+
+def _name_in_logs() -> None:
+    """Let the lines of a request name the project or job in its path."""
+    named = request.view_args or {}
+    ids = {name: named[f"{name}_id"] for name in ("project", "job") if f"{name}_id" in named}
+    structlog.contextvars.bind_contextvars(**ids)
 
 
 def _add_versions(routes: Blueprint, container: Container) -> None:

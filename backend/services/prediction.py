@@ -268,7 +268,7 @@ class Prediction:
         """Return what answers the question, after storing what it tells that was not known: mostly nothing."""
         task_ids = [task.id for task in question.tasks]
         found = self._database.find(question.snapshot.identity, task_ids)
-        if found is not None and _told(found.project, question) == found.project:
+        if found is not None and not _tells_news(found.project, question):
             tasks, news = _merge(found.tasks, question)
             if not news:
                 version = found.active or self._pretrained(found.project)
@@ -295,6 +295,13 @@ def _result(version: Version, task: Task, suggested: Suggested | str) -> Suggest
     if isinstance(suggested, str):
         return NoSuggestion(task_id=task.id, reason=suggested)
     return Suggestion(task_id=task.id, class_names=suggested.class_names, score=suggested.score, version=version.name)
+
+
+def _tells_news(project: Project, question: Question) -> bool:
+    """Tell whether the question tells anything about the project that is not stored yet."""
+    config = question.snapshot.label_config
+    is_known = config is None or config == project.label_config
+    return not is_known or project.predict_at is None or project.predict_at < question.minute
 
 
 def _told(project: Project, question: Question) -> Project:

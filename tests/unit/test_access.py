@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from backend.app import answer_error
 from backend.errors import TandemError
-from backend.routes.access import CHANGES, FAILED_LOGINS, Access, Counts, add_headers
+from backend.routes.access import CHANGES, FAILED_LOGINS, Access, Counts, Guarded
 from backend.settings import Settings
 
 PASSWORD = "correct horse"
@@ -33,7 +33,7 @@ def make_client(tmp_path: Path, webhook_secret: str | None = None, **settings: o
     for path in ("/health", "/webhook", "/predict", "/api/projects"):
         app.add_url_rule(path, path, lambda: "ok", methods=["GET", "POST"])
     app.before_request(Access(Settings(model_dir=tmp_path, **settings), webhook_secret).check)  # type: ignore[arg-type]
-    app.after_request(add_headers)
+    app.wsgi_app = Guarded(app.wsgi_app)  # type: ignore[method-assign]
     app.register_error_handler(TandemError, answer_error)
     return app.test_client()
 
