@@ -70,10 +70,12 @@ def moments_of(coordinates: FloatArray, memberships: FloatArray, weights: FloatA
     if weights is None:
         weights = np.ones(len(coordinates), np.float32)
     weighted = coordinates * weights[:, None]
+    # A product with itself takes half the work.
+    rooted = coordinates * np.sqrt(weights)[:, None]
     return Moments(
         total=float(weights.sum(dtype=np.float64)),
         sum=weighted.sum(axis=0, dtype=np.float64),
-        second=(coordinates.T @ weighted).astype(np.float64),
+        second=(rooted.T @ rooted).astype(np.float64),
         class_totals=(weights @ memberships).astype(np.float64),
         class_sums=(memberships.T @ weighted).astype(np.float64),
     )

@@ -45,9 +45,7 @@ def coordinates_of(features: AnyFloats, block_sizes: tuple[int, ...]) -> FloatAr
     """Return coordinates to find near-duplicates by, (n, p), of feature rows, (n, d)."""
     if len(features) == 0:
         return np.empty((0, 1), np.float32)
-    return fit_preprocessing(features, block_sizes, earlier_block_weight(0), np.random.default_rng(0)).transform(
-        features
-    )
+    return fit_preprocessing(features, block_sizes, earlier_block_weight(0)).transform(features)
 
 
 def duplicate_groups(coordinates: FloatArray) -> NDArray[np.intp]:

@@ -25,6 +25,7 @@ from model.inference import Predictor
 from model.learned import Learned, OutOfFold
 from model.logits import LinearMap, calibrated
 from model.preprocessing import earlier_block_weight, fit_preprocessing
+from model.sampling import drawn_by_content
 from model.thresholds import fit_thresholds
 
 __all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_groups", "fold_of", "learn"]
@@ -111,16 +112,15 @@ def learn(
     started_s = time.perf_counter()
     _check(examples, class_names, multiple)
     examples = examples.thinned(MAX_LABELLED_IMAGES)
-    random = np.random.default_rng(seed)
     if pool is None:
         pool = np.empty((0, examples.features.shape[1]), np.float16)
     if len(pool) > MAX_POOL_IMAGES:
-        pool = pool[np.sort(random.choice(len(pool), MAX_POOL_IMAGES, replace=False))]
+        pool = pool[np.sort(drawn_by_content(pool, MAX_POOL_IMAGES, seed))]
     preprocessing = fit_preprocessing(
         np.concatenate([examples.features, pool]),
         block_sizes,
         earlier_block_weight(len(examples.targets) / len(class_names)),
-        random,
+        seed,
     )
     memberships = examples.targets if multiple else examples.targets[:, None] == np.arange(len(class_names))
     problem = _Problem(

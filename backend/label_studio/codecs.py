@@ -280,7 +280,7 @@ def encode_suggestion(suggestion: Suggestion, schema: LabelSchema) -> dict[str, 
     would store it unchecked and make an invalid annotation of it. No class at all is an answer where several may be
     chosen: an entry without region.
     """
-    if not set(suggestion.class_names) <= set(schema.class_names):
+    if any(name not in schema.class_names for name in suggestion.class_names):
         return {}
     score = float(suggestion.score)
     regions = []

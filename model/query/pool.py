@@ -13,7 +13,7 @@ import numpy as np
 from model.evaluation import Targets
 from model.head import AnyFloats, FloatArray
 from model.preprocessing import earlier_block_weight, fit_preprocessing
-from model.query.geometry import sample
+from model.sampling import drawn_by_content
 
 MAX_REFERENCE_ROWS = 2000
 
@@ -68,7 +68,7 @@ class Pool:
             )
 
 
-def reduced(pool: Pool, random: np.random.Generator) -> Pool:
+def reduced(pool: Pool) -> Pool:
     """Return the pool with float32 coordinates, centred on the mean, in place of feature rows.
 
     The few dimensions are those that heads are fitted in (``model.preprocessing``).
@@ -76,12 +76,11 @@ def reduced(pool: Pool, random: np.random.Generator) -> Pool:
     transform: Callable[[AnyFloats], FloatArray] = _as_they_are
     if pool.block_sizes is not None:
         n_classes = 1 if pool.probabilities is None else pool.probabilities.shape[1]
-        reference = pool.features[sample(len(pool.features), MAX_REFERENCE_ROWS, random)]
+        reference = pool.features[drawn_by_content(pool.features, MAX_REFERENCE_ROWS)]
         transform = fit_preprocessing(
             np.concatenate([pool.labelled_features, reference]),
             pool.block_sizes,
             earlier_block_weight(len(pool.labelled_targets) / n_classes),
-            random,
         ).transform
     features = transform(pool.features)
     centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)

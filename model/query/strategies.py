@@ -72,7 +72,7 @@ def score(strategy: str, pool: Pool, *, batch_size: int, seed: int) -> Scores:
     values = np.empty(n_images, np.float32)
     if n_images:
         random = np.random.default_rng(seed)
-        pool = reduced(pool, random)
+        pool = reduced(pool)
         order, drawn = _order(strategy, pool, batch_size, random)
         order = repeats_last(order, pool.features, pool.known_features, batch_size, random)
         at_random[drawn] = True
