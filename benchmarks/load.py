@@ -15,7 +15,6 @@ import os
 import platform
 import sqlite3
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load_clients import FIRST_ANNOTATION, Answers, Request, annotation_event, send, suggestion_request
-from benchmarks.serving_world import Photos, Tandem, descendants, training_process, write_weights
+from benchmarks.serving_world import Photos, descendants, serving_tandem, training_process
 
 N_PHOTOS = 400
 N_ASKING = 4
@@ -45,25 +44,22 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenet_v3_small")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as senders:
-        photos = Photos(root=Path(folder) / "files")
-        photos.write(N_PHOTOS)
-        model_dir = Path(folder) / "tandem"
-        model_dir.mkdir()
-        write_weights(arguments.backbone, model_dir / "weights.pt")
-        tandem = Tandem(model_dir, photos, arguments.backbone)
-        with tandem.serving() as supervisor:
-            tandem.learn(N_PHOTOS)
-            tandem.fine_tune()
-            trained = training_process(supervisor)
-            started_s = time.perf_counter()
-            asking = senders.submit(ask_until, tandem.port, photos, model_dir / "over")
-            events = senders.submit(send_events, tandem.port, photos, arguments.events, arguments.clients).result()
-            elapsed_s = time.perf_counter() - started_s
-            (model_dir / "over").touch()
-            suggestions = asking.result()
-            still_training = trained in descendants(supervisor)
-        stored = stored_annotations(model_dir)
+    with (
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as senders,
+        serving_tandem(arguments.backbone, N_PHOTOS) as (tandem, supervisor),
+    ):
+        photos, over = tandem.photos, tandem.folder / "over"
+        tandem.learn(N_PHOTOS)
+        tandem.fine_tune()
+        trained = training_process(supervisor)
+        started_s = time.perf_counter()
+        asking = senders.submit(ask_until, tandem.port, photos, over)
+        events = senders.submit(send_events, tandem.port, photos, arguments.events, arguments.clients).result()
+        elapsed_s = time.perf_counter() - started_s
+        over.touch()
+        suggestions = asking.result()
+        still_training = trained in descendants(supervisor)
+        stored = stored_annotations(tandem.folder)
     acknowledged = events.statuses["/webhook"][200]
     results = {
         "events": arguments.events,

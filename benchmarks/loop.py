@@ -4,7 +4,7 @@
 
 A real web process and a real worker run on loopback with TRAIN_QUIET_S=0. Features are synthetic (ten classes, a
 pool of 1,000 unlabelled images), stored as if images had been embedded; in place of Label Studio stands a server that
-accepts predictions and forgets them, so that only Tandem's own time is measured.
+accepts predictions and forgets them, and keeps views, so that only Tandem's own time is measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -37,7 +38,7 @@ from rich.table import Table
 
 from backend.background_process import free_port
 from backend.bootstrap import Container
-from backend.domain import Annotation, ModelVersion, ProjectIdentity, Task, VersionStatus
+from backend.domain import Annotation, JobKind, JobStatus, ModelVersion, ProjectIdentity, Task, VersionStatus
 from backend.label_studio.codecs import read_label_config
 from backend.ports import Database
 from backend.settings import Settings
@@ -59,27 +60,35 @@ TIMEOUT_S = 120.0
 class Measurement:
     """Medians, and the slowest, over the repeats; seconds from the submitted label.
 
-    ``cpu_s`` is what all processes of Tandem compute until its suggestions are pushed.
+    ``cpu_s`` is what all processes of Tandem compute until what to label next is chosen and shown, too;
+    ``cpu_pushed_s`` until the suggestions are pushed.
     """
 
     n_labels: int
     repeats: int
     cpu_s: float
+    cpu_pushed_s: float
     webhook_s: float
     active_s: float
     active_worst_s: float
     pushed_s: float
     pushed_worst_s: float
+    chosen_s: float
 
 
 class LabelStudioStandIn(BaseHTTPRequestHandler):
-    """Accepts predictions; remembers only the project's model version and when it was set."""
+    """Accepts predictions; remembers only the project's model version and its views."""
 
     model_version: str | None = None
     n_predictions: dict[str, int]
+    views: list[dict[str, Any]]
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/projects/1/model-versions"):
+        if self.path.startswith("/api/dm/views"):
+            self._answer(self.views)
+        elif self.path.startswith("/api/dm/columns"):
+            self._answer({"columns": []})
+        elif self.path.startswith("/api/projects/1/model-versions"):
             self._answer(self.n_predictions)
         elif self.path.startswith("/api/projects/1"):
             self._answer(project_payload() | {"model_version": type(self).model_version})
@@ -89,6 +98,10 @@ class LabelStudioStandIn(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         rows = self._body()
+        if self.path.startswith("/api/dm/views"):
+            self.views.append({"id": len(self.views) + 1, "data": rows["data"]})
+            self._answer(self.views[-1], 201)
+            return
         if rows and "model_version" in rows[0]:
             self.n_predictions[rows[0]["model_version"]] = self.n_predictions.get(rows[0]["model_version"], 0) + len(
                 rows
@@ -96,7 +109,12 @@ class LabelStudioStandIn(BaseHTTPRequestHandler):
         self._answer({"created": len(rows)}, 201)
 
     def do_PATCH(self) -> None:
-        type(self).model_version = self._body()["model_version"]
+        changed = self._body()
+        view = re.fullmatch(r"/api/dm/views/(\d+)/", self.path)
+        if view:
+            self.views[int(view[1]) - 1]["data"] = changed["data"]
+        elif "model_version" in changed:
+            type(self).model_version = changed["model_version"]
         self._answer({})
 
     def do_DELETE(self) -> None:
@@ -200,6 +218,15 @@ def has_learned(database: Database, n_labels: int) -> bool:
     return version is not None and version.n_labels == n_labels
 
 
+def has_chosen(database: Database, since: datetime) -> bool:
+    """Tell whether what to label next was chosen and shown since a moment."""
+    with database.snapshot() as stores:
+        last = stores.jobs.newest(1, JobKind.QUERY)
+    if last is not None and last.status is JobStatus.FAILED:
+        raise SystemExit(f"what to label next was not chosen: {last.reason}")
+    return last is not None and last.created_at > since and last.status is JobStatus.SUCCEEDED
+
+
 def is_up(url: str) -> bool:
     try:
         return requests.get(f"{url}/health", timeout=1).ok
@@ -208,7 +235,7 @@ def is_up(url: str) -> bool:
 
 
 def measure(n_labels: int, repeats: int) -> Measurement:
-    LabelStudioStandIn.model_version, LabelStudioStandIn.n_predictions = None, {}
+    LabelStudioStandIn.model_version, LabelStudioStandIn.n_predictions, LabelStudioStandIn.views = None, {}, []
     stand_in = ThreadingHTTPServer(("127.0.0.1", 0), LabelStudioStandIn)
     threading.Thread(target=stand_in.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
@@ -238,16 +265,18 @@ def measure(n_labels: int, repeats: int) -> Measurement:
                 )
                 samples = list(islice((sample for sample in tries if sample), repeats))
     stand_in.shutdown()
-    cpu_s, webhook_s, active_s, pushed_s = zip(*samples, strict=True)
+    cpu_s, cpu_pushed_s, webhook_s, active_s, pushed_s, chosen_s = zip(*samples, strict=True)
     return Measurement(
         n_labels=n_labels,
         repeats=repeats,
         cpu_s=statistics.median(cpu_s),
+        cpu_pushed_s=statistics.median(cpu_pushed_s),
         webhook_s=statistics.median(webhook_s),
         active_s=statistics.median(active_s),
         active_worst_s=max(active_s),
         pushed_s=statistics.median(pushed_s),
         pushed_worst_s=max(pushed_s),
+        chosen_s=statistics.median(chosen_s),
     )
 
 
@@ -260,13 +289,11 @@ def cpu_seconds(process: int) -> float:
     return own + sum(cpu_seconds(int(child)) for child in children)
 
 
-def measure_label(
-    url: str, database: Database, processes: Sequence[int], task_id: int
-) -> tuple[float, float, float, float] | None:
+def measure_label(url: str, database: Database, processes: Sequence[int], task_id: int) -> tuple[float, ...] | None:
     """Return processor and other seconds of one label; nothing where the newer version was no better, and rejected."""
     time.sleep(2.0)
     cpu_before = sum(map(cpu_seconds, processes))
-    started = time.monotonic()
+    started, moment = time.monotonic(), datetime.now(UTC)
     submit(url, task_id)
     submitted = time.monotonic()
     decided = wait_for(lambda: has_learned(database, task_id), f"version with {task_id} labels")
@@ -274,8 +301,10 @@ def measure_label(
     if version is None or version.status is not VersionStatus.ACTIVE:
         return None
     pushed = wait_for(lambda: LabelStudioStandIn.model_version == version.name, f"push of {version.name}")
+    cpu_pushed_s = sum(map(cpu_seconds, processes)) - cpu_before
+    chosen = wait_for(lambda: has_chosen(database, moment), "choice of what to label next")
     cpu_s = sum(map(cpu_seconds, processes)) - cpu_before
-    return cpu_s, submitted - started, decided - started, pushed - started
+    return cpu_s, cpu_pushed_s, submitted - started, decided - started, pushed - started, chosen - started
 
 
 def main() -> None:
@@ -286,11 +315,12 @@ def main() -> None:
     arguments = parser.parse_args()
     measurements = [measure(n_labels, arguments.repeats) for n_labels in arguments.labels]
     table = Table(
-        "labels", "cpu s", "webhook s", "active s", "worst", "pushed s", "worst", title="From a submitted label to …"
+        *("labels", "cpu s", "cpu s until pushed", "webhook s", "active s", "worst", "pushed s", "worst", "chosen s"),
+        title="From a submitted label to …",
     )
     for each in measurements:
-        seconds = (each.cpu_s, each.webhook_s, each.active_s, each.active_worst_s, each.pushed_s, each.pushed_worst_s)
-        table.add_row(str(each.n_labels), *(f"{value:.3f}" for value in seconds))
+        n_labels, _, *seconds = asdict(each).values()
+        table.add_row(str(n_labels), *(f"{value:.3f}" for value in seconds))
     Console().print(table)
     if arguments.output:
         machine = {"processors": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}

@@ -3,7 +3,8 @@
     python benchmarks/serving.py [--backbone resnet18] [--rounds 7] [--output benchmarks/results/serving.json]
 
 A whole Tandem (web, worker, embedder) runs on generated photos of 640 x 480, read as Label Studio's local files; the
-weights are random, which is as fast. One task per request, asked by http.client from another process. What is
+weights are random, which is as fast. One task per request, asked by http.client from another process; of 2,000 known
+images one after the other in no order, each again only after all others. What is
 compared is measured in turns, once per round, and the ratios are medians over the rounds:
 
 - known images, against a Flask route that does nothing, under the same gunicorn settings, by throughput and by the web
@@ -20,10 +21,10 @@ import argparse
 import json
 import os
 import platform
+import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -40,18 +41,18 @@ from rich.table import Table
 from backend.background_process import free_port
 from benchmarks.serving_load import Burst, ask, loop_rates, prepare_loops
 from benchmarks.serving_world import (
-    Photos,
     Tandem,
     descendants,
     memory_mb,
     processor_s,
+    serving_tandem,
     training_process,
     web_master,
     web_server,
-    write_weights,
 )
 
-N_KNOWN = 200
+N_KNOWN = 2000
+N_LABELLED = 200
 N_UNKNOWN_PER_ROUND = 48
 UNKNOWN_CLIENTS = 4
 BURST_S = 1.0
@@ -124,6 +125,16 @@ class Clients:
 
     def __init__(self, process: ProcessPoolExecutor) -> None:
         self._process = process
+        self._order = list(range(1, N_KNOWN + 1))
+        random.Random(0).shuffle(self._order)
+
+    def ask_known(self, tandem: Tandem, port: int, n_clients: int, expected: bytes = SUGGESTED) -> Burst:
+        """Ask for as long as a burst takes for known images, going on where the last burst for them ended."""
+        bodies = [tandem.photos.body(number) for number in self._order]
+        burst = self.ask(port, bodies, n_clients, expected=expected, duration_s=BURST_S)
+        n_asked = len(burst.latencies_s) % N_KNOWN
+        self._order = self._order[n_asked:] + self._order[:n_asked]
+        return burst
 
     def ask(
         self, port: int, bodies: list[bytes], n_clients: int, *, expected: bytes = b"", duration_s: float | None = None
@@ -142,13 +153,12 @@ def percentile_ms(bursts: Iterable[Burst], percent: float) -> float:
 
 def measure_known(tandem: Tandem, web: int, clients: Clients, n_clients: int, rounds: int) -> Known:
     """Measure known images; ``web`` is the master of Tandem's web server."""
-    bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
     settings = tandem.settings(port=free_port())
     with web_server(settings, tandem.environment(), "serving_load:no_op()") as no_op:
 
         def burst(master: int, port: int, expected: bytes) -> tuple[Burst, float]:
             before_s = workers_s(master)
-            answered = clients.ask(port, bodies, n_clients, expected=expected, duration_s=BURST_S)
+            answered = clients.ask_known(tandem, port, n_clients, expected)
             return answered, (workers_s(master) - before_s) / len(answered.latencies_s) * 1000
 
         rounds_taken = [
@@ -177,7 +187,7 @@ def workers_s(master: int) -> float:
 def measure_unknown(tandem: Tandem, clients: Clients, backbone: str, rounds: int) -> Unknown:
     spawn = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as bare:
-        known = [tandem.photos.path(number) for number in range(1, N_KNOWN + 1)]
+        known = [tandem.photos.path(number) for number in range(1, N_LABELLED + 1)]
         settings = tandem.settings()
         loading = bare.submit(prepare_loops, backbone, Path(settings.weights), settings.image_views, known)
         engine_runtime, torch_runtime = loading.result()
@@ -208,7 +218,6 @@ def measure_unknown(tandem: Tandem, clients: Clients, backbone: str, rounds: int
 def measure_beside_training(
     tandem: Tandem, supervisor: int, clients: Clients, client_counts: list[int], rounds: int
 ) -> list[BesideTraining]:
-    bodies = [tandem.photos.body(number) for number in range(1, N_KNOWN + 1)]
     job_id = tandem.fine_tune()
     training = training_process(supervisor)
     results = []
@@ -216,10 +225,10 @@ def measure_beside_training(
         idle, beside, shares = [], [], []
         for _ in range(rounds):
             os.kill(training, signal.SIGSTOP)
-            idle.append(clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S))
+            idle.append(clients.ask_known(tandem, tandem.port, n_clients))
             os.kill(training, signal.SIGCONT)
             before_s = processor_s(training)
-            burst = clients.ask(tandem.port, bodies, n_clients, expected=SUGGESTED, duration_s=BURST_S)
+            burst = clients.ask_known(tandem, tandem.port, n_clients)
             shares.append((processor_s(training) - before_s) / burst.elapsed_s)
             beside.append(burst)
         results.append(
@@ -266,21 +275,17 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        photos = Photos(root=Path(folder) / "files")
-        photos.write(N_KNOWN + arguments.rounds * N_UNKNOWN_PER_ROUND)
-        model_dir = Path(folder) / "tandem"
-        model_dir.mkdir()
-        write_weights(arguments.backbone, model_dir / "weights.pt")
-        tandem = Tandem(model_dir, photos, arguments.backbone)
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        serving_tandem(arguments.backbone, N_KNOWN + arguments.rounds * N_UNKNOWN_PER_ROUND) as (tandem, supervisor),
+    ):
         clients = Clients(process)
-        with tandem.serving() as supervisor:
-            tandem.learn(N_KNOWN)
-            web = web_master(supervisor)
-            known = [measure_known(tandem, web, clients, each, arguments.rounds) for each in arguments.clients]
-            memory = measure_memory(tandem, clients)
-            unknown = measure_unknown(tandem, clients, arguments.backbone, arguments.rounds)
-            beside = measure_beside_training(tandem, supervisor, clients, arguments.clients, arguments.rounds)
+        tandem.learn(N_KNOWN, N_LABELLED)
+        web = web_master(supervisor)
+        known = [measure_known(tandem, web, clients, each, arguments.rounds) for each in arguments.clients]
+        memory = measure_memory(tandem, clients)
+        unknown = measure_unknown(tandem, clients, arguments.backbone, arguments.rounds)
+        beside = measure_beside_training(tandem, supervisor, clients, arguments.clients, arguments.rounds)
     results = {
         "known": [asdict(each) for each in known],
         "unknown": [asdict(unknown)],

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ class Tandem:
     """A running ``tandem serve``."""
 
     def __init__(self, folder: Path, photos: Photos, backbone: str) -> None:
+        self.folder = folder
         self.photos = photos
         self.variables = {
             "LABEL_STUDIO_URL": "http://label-studio.invalid",
@@ -123,14 +125,14 @@ class Tandem:
         with running(arguments, self.environment(), self.port) as pid:
             yield pid
 
-    def learn(self, n_photos: int) -> None:
-        """Tell of photos and their labels, and wait until all are embedded and learned from."""
+    def learn(self, n_photos: int, n_labelled: int | None = None) -> None:
+        """Tell of photos and the labels of the first of them, and wait until all are embedded and learned from."""
         project = {"id": 1, "created_at": CREATED_AT, "title": "Benchmark", "label_config": LABEL_CONFIG}
         numbers = range(1, n_photos + 1)
         tasks = [self.photos.task(number) for number in numbers]
         self._tell({"action": "TASKS_CREATED", "project": project, "tasks": tasks})
         wait_for(lambda: bool(self._project()["n_embedded"] == n_photos), "all photos embedded")
-        for task in tasks:
+        for task in tasks[:n_labelled]:
             chosen = {"choices": [CLASS_NAMES[task["id"] % len(CLASS_NAMES)]]}
             region = {"from_name": "choice", "to_name": "image", "type": "choices", "value": chosen}
             annotation = {"id": task["id"], "task": task["id"], "result": [region], "updated_at": CREATED_AT}
@@ -166,6 +168,20 @@ class Tandem:
 
     def _unfinished(self) -> list[dict[str, Any]]:
         return [job for job in self._jobs() if job["status"] in ("queued", "running")]
+
+
+@contextmanager
+def serving_tandem(backbone: str, n_photos: int) -> Iterator[tuple[Tandem, int]]:
+    """Run all of Tandem in a folder of its own that goes in the end; lend it and the supervisor's process id."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Photos(root=Path(folder) / "files")
+        photos.write(n_photos)
+        model_dir = Path(folder) / "tandem"
+        model_dir.mkdir()
+        write_weights(backbone, model_dir / "weights.pt")
+        tandem = Tandem(model_dir, photos, backbone)
+        with tandem.serving() as supervisor:
+            yield tandem, supervisor
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from typing import Any
 
 from benchmarks.load import described, show
 from benchmarks.load_clients import Answers, Request, annotation_event, send, suggestion_request
-from benchmarks.serving_world import Photos, Tandem, descendants, memory_mb, write_weights
+from benchmarks.serving_world import Photos, descendants, memory_mb, serving_tandem
 
 N_PHOTOS = 400
 N_ANNOTATIONS = 5000
@@ -48,21 +47,17 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenet_v3_small")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as senders:
-        photos = Photos(root=Path(folder) / "files")
-        photos.write(N_PHOTOS)
-        model_dir = Path(folder) / "tandem"
-        model_dir.mkdir()
-        write_weights(arguments.backbone, model_dir / "weights.pt")
-        tandem = Tandem(model_dir, photos, arguments.backbone)
-        with tandem.serving() as supervisor:
-            tandem.learn(N_PHOTOS)
-            started_s = time.perf_counter()
-            per_s = arguments.requests / (60 * arguments.minutes)
-            sent = senders.submit(soak, tandem.port, photos, arguments.requests, per_s)
-            samples = watch(supervisor, sent)
-            answers = sent.result()
-            elapsed_s = time.perf_counter() - started_s
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as senders,
+        serving_tandem(arguments.backbone, N_PHOTOS) as (tandem, supervisor),
+    ):
+        tandem.learn(N_PHOTOS)
+        started_s = time.perf_counter()
+        per_s = arguments.requests / (60 * arguments.minutes)
+        sent = senders.submit(soak, tandem.port, tandem.photos, arguments.requests, per_s)
+        samples = watch(supervisor, sent)
+        answers = sent.result()
+        elapsed_s = time.perf_counter() - started_s
     memory = {role: summary(values) for role, values in sorted(samples.items())}
     results = {
         "requests": arguments.requests,
