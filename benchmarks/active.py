@@ -4,9 +4,10 @@
 
 Images, weights and test split are those of `benchmarks/learning.py`. Every photo is embedded once (--cache keeps the
 features); then the loop of asking, labelling and learning is replayed (`model.simulation`) for each strategy and
-seed, with a new model after every batch. What is in the output already is kept: start again and it goes on. Labels
-needed, and what else the tables show: see `model.query_report`. Beside them stands what all photos there are would
-teach: a target above that was reached by luck, and no choice of labels can be expected to reach it.
+seed, with a new model after every batch, as large as the view "Label next" is by default. What is in the output
+already is kept: start again and it goes on. Labels needed, and what else the tables show: see `model.query_report`. The
+target is the mean of more seeds than strategies are replayed with, for it is cheap. Beside it stands what all photos
+there are would teach: a target above that was reached by luck, and no choice of labels can be expected to reach it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from benchmarks.networks import Pretrained
 from model.backbones import load_backbone
 from model.features import Engine
 from model.query import STRATEGIES
-from model.query_report import accuracy_rows, by_panel, draw, saving_rows, savings
+from model.query_report import BASELINE, accuracy_rows, by_panel, draw, saving_rows, savings
 from model.simulation import LABELS_PER_CLASS, Curve, Images, LabelledSet, default_budgets, replay
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,19 +72,31 @@ def embedded(image_set: ImageSet, backbone: str, weights: Path, cache: Path | No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The accuracy, 0 to 1, that all ``n_labels`` photos of a set teach: a mean over seeds, which decide the folds."""
+    """The accuracy, 0 to 1, that all ``n_labels`` photos of a set teach: a mean over seeds, which decide the folds.
+
+    ``test_standard_error`` is that of a share of ``n_test`` photos: as much as other test photos would have changed it.
+    """
 
     set_name: str
     backbone: str
     n_labels: int
     accuracy: float
+    n_test: int
+    test_standard_error: float
 
 
 def limit(labelled: LabelledSet, n_seeds: int) -> Limit:
     n_labels = len(labelled.images.targets)
     curve = replay(labelled, "random", budgets=[n_labels], batch_size=n_labels, n_seeds=n_seeds)
-    accuracy = round(float(np.mean(curve.accuracy)), 4)
-    return Limit(set_name=labelled.name, backbone=labelled.backbone, n_labels=n_labels, accuracy=accuracy)
+    accuracy, n_test = float(np.mean(curve.accuracy)), len(labelled.test_images.targets)
+    return Limit(
+        set_name=labelled.name,
+        backbone=labelled.backbone,
+        n_labels=n_labels,
+        accuracy=round(accuracy, 4),
+        n_test=n_test,
+        test_standard_error=round((accuracy * (1 - accuracy) / n_test) ** 0.5, 4),
+    )
 
 
 def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Curve], list[Limit]]:
@@ -91,7 +104,7 @@ def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Curve], list[L
     if not path.exists():
         return [], []
     report = json.loads(path.read_text(encoding="utf-8"))
-    if (report["seeds"], report["batch_size"]) != (arguments.seeds, arguments.batch_size):
+    if any(report[name] != getattr(arguments, name) for name in ("seeds", "random_seeds", "batch_size")):
         raise SystemExit(f"{path.name} holds runs with other seeds or batches: delete it, or name another --output")
     return [Curve(**each) for each in report["curves"]], [Limit(**each) for each in report.get("all_labels", [])]
 
@@ -104,6 +117,7 @@ def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], li
         "versions": {name: version(name) for name in ("numpy", "scipy", "torch", "torchvision")},
         "load": os.getloadavg()[0],
         "seeds": arguments.seeds,
+        "random_seeds": arguments.random_seeds,
         "batch_size": arguments.batch_size,
         "labels_per_class": LABELS_PER_CLASS,
         "savings": [asdict(saving) for group in by_panel(curves).values() for saving in savings(group)],
@@ -122,7 +136,8 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "densenet121"])
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--batch-size", type=int, default=5, help="labels until there is a new model")
+    parser.add_argument("--random-seeds", type=int, default=20, help="how many for random selection")
+    parser.add_argument("--batch-size", type=int, default=20, help="labels until there is a new model")
     parser.add_argument("--cache", type=Path, help="folder that keeps features")
     parser.add_argument("--output", type=Path, default=RESULTS / "active.json")
     parser.add_argument("--figure", type=Path, default=RESULTS / "active.png")
@@ -144,7 +159,8 @@ def main() -> None:
             write(arguments.output, arguments, curves, limits)
         for strategy in wanted:
             budgets = default_budgets(features.n_classes)
-            batch_size, n_seeds = arguments.batch_size, arguments.seeds
+            batch_size = arguments.batch_size
+            n_seeds = arguments.random_seeds if strategy == BASELINE else arguments.seeds
             curves.append(replay(features, strategy, budgets=budgets, batch_size=batch_size, n_seeds=n_seeds))
             write(arguments.output, arguments, curves, limits)
     for (set_name, backbone), group in by_panel(curves).items():
@@ -153,7 +169,10 @@ def main() -> None:
         show(saving_rows(group), as_json=False)
         for each in limits:
             if (each.set_name, each.backbone) == (set_name, backbone):
-                output.print(f"all {each.n_labels} labels: {100 * each.accuracy:.1f} %")
+                output.print(
+                    f"all {each.n_labels} labels: {100 * each.accuracy:.1f} %, a mean of {each.n_test} test photos; "
+                    f"others would have changed it by {100 * each.test_standard_error:.1f} points or so"
+                )
     draw(curves, arguments.figure)
 
 

@@ -17,20 +17,23 @@ BASELINE = "random"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """A strategy against random selection, replayed with the same seeds.
+    """A strategy against random selection, replayed with the same seeds, and perhaps random selection with more.
 
     ``labels_needed``, interpolated between numbers of labels, reach ``target_accuracy``, that of random selection with
-    ``random_labels``, the most there were: ``None`` where it is never reached. ``worst_difference`` is the lowest mean
-    difference of accuracy, paired by seed, over all numbers of labels, and was found at ``worst_at`` of them;
-    ``worst_standard_error`` is that mean's, ``None`` for a single seed.
+    ``random_labels``, the most there were: ``None`` where it is never reached. ``labels_within_error`` reach what is a
+    standard error of the target less: near the most that all labels teach, that is what can be told apart.
+    ``worst_difference`` is the lowest mean difference of accuracy, paired by seed, over all numbers of labels, and was
+    found at ``worst_at`` of them. Standard errors are over seeds, ``None`` for a single one.
     """
 
     set_name: str
     backbone: str
     strategy: str
     target_accuracy: float
+    target_standard_error: float | None
     random_labels: int
     labels_needed: float | None
+    labels_within_error: float | None
     worst_difference: float
     worst_standard_error: float | None
     worst_at: int
@@ -41,20 +44,24 @@ def savings(curves: Sequence[Curve]) -> Iterator[Saving]:
     for random in (curve for curve in curves if curve.strategy == BASELINE):
         baseline = np.array(random.accuracy)
         target = float(baseline.mean(axis=0)[-1])
+        target_errors = standard_errors(baseline)
+        target_error = 0.0 if target_errors is None else float(target_errors[-1])
         for curve in curves:
             accuracies = np.array(curve.accuracy)
-            differences = accuracies - baseline
-            means, errors = differences.mean(axis=0), standard_errors(differences)
-            worst = int(means.argmin())
-            needed = labels_needed(curve.n_labels, accuracies.mean(axis=0), target)
+            means = accuracies.mean(axis=0)
+            differences = accuracies - baseline[: len(accuracies)]
+            worst = int(differences.mean(axis=0).argmin())
+            errors = standard_errors(differences)
             yield Saving(
                 set_name=curve.set_name,
                 backbone=curve.backbone,
                 strategy=curve.strategy,
                 target_accuracy=round(target, 4),
+                target_standard_error=None if target_errors is None else round(target_error, 4),
                 random_labels=random.n_labels[-1],
-                labels_needed=None if needed is None else round(needed, 1),
-                worst_difference=round(float(means[worst]), 4),
+                labels_needed=labels_needed(curve.n_labels, means, target),
+                labels_within_error=labels_needed(curve.n_labels, means, target - target_error),
+                worst_difference=round(float(differences.mean(axis=0)[worst]), 4),
                 worst_standard_error=None if errors is None else round(float(errors[worst]), 4),
                 worst_at=curve.n_labels[worst],
             )
@@ -69,7 +76,7 @@ def labels_needed(n_labels: Sequence[int], accuracies: NDArray[np.float64], targ
     if last == 0:
         return float(n_labels[0])
     pair = slice(last - 1, last + 1)
-    return float(np.interp(target, accuracies[pair], n_labels[pair]))
+    return round(float(np.interp(target, accuracies[pair], n_labels[pair])), 1)
 
 
 def standard_errors(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -102,22 +109,27 @@ def saving_rows(curves: Sequence[Curve]) -> list[dict[str, str]]:
     return [
         {
             "strategy": saving.strategy,
-            f"labels for {100 * saving.target_accuracy:.1f} %": _needed(saving),
+            f"labels for {_per_cent(saving.target_accuracy, saving.target_standard_error)} %": _share(
+                saving.labels_needed, saving
+            ),
+            "for a standard error less": _share(saving.labels_within_error, saving),
             "worst against random, points": _worst(saving) if saving.strategy != BASELINE else "",
         }
         for saving in savings(curves)
     ]
 
 
-def _needed(saving: Saving) -> str:
-    if saving.labels_needed is None:
-        return "never"
-    return f"{saving.labels_needed:.0f} ({saving.labels_needed / saving.random_labels:.0%})"
+def _share(n_labels: float | None, saving: Saving) -> str:
+    return "never" if n_labels is None else f"{n_labels:.0f} ({n_labels / saving.random_labels:.0%})"
+
+
+def _per_cent(value: float, standard_error: float | None) -> str:
+    return f"{100 * value:.1f}" + ("" if standard_error is None else f" ± {100 * standard_error:.1f}")
 
 
 def _worst(saving: Saving) -> str:
-    error = "" if saving.worst_standard_error is None else f" ± {100 * saving.worst_standard_error:.1f}"
-    return f"{100 * saving.worst_difference:+.1f}{error} at {saving.worst_at} labels"
+    sign = "+" if saving.worst_difference >= 0 else ""
+    return f"{sign}{_per_cent(saving.worst_difference, saving.worst_standard_error)} at {saving.worst_at} labels"
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:

@@ -122,32 +122,38 @@ def by_square(random: np.random.Generator) -> Pick:
     return pick
 
 
-def cluster_centres(rows: FloatArray, n_clusters: int, random: np.random.Generator) -> FloatArray:
+def cluster_centres(
+    rows: FloatArray, n_clusters: int, random: np.random.Generator, weights: FloatArray | None = None
+) -> FloatArray:
     """Return at most ``n_clusters`` centres by k-means on at most ``MAX_CLUSTERED_ROWS`` random rows.
 
     It begins with greedy k-means++: of several rows drawn the one that helps most. There are fewer centres where
-    there are fewer different rows.
+    there are fewer different rows. Each row counts as its weight says, above 0, shape (m,); all alike without.
     """
-    rows = rows[sample(len(rows), max(MAX_CLUSTERED_ROWS, n_clusters), random)]
+    chosen_from = sample(len(rows), max(MAX_CLUSTERED_ROWS, n_clusters), random)
+    rows = rows[chosen_from]
+    weights = np.ones(len(rows), np.float32) if weights is None else weights[chosen_from]
     n_trials = 2 + int(np.log(n_clusters))
 
     def best_of_several(closest: FloatArray) -> int:
-        drawn = _draw(closest, n_trials, random)
-        left = np.minimum(squared_distances(rows[drawn], rows), closest).sum(axis=1)
+        drawn = _draw(closest * weights, n_trials, random)
+        left = np.minimum(squared_distances(rows[drawn], rows), closest) @ weights
         return int(drawn[left.argmin()])
 
-    first = int(random.integers(len(rows)))
+    first = int(_draw(weights, 1, random)[0])
     distances_to = distances_among(rows)
     chosen, _ = choose_greedily(distances_to(first), distances_to, n_clusters - 1, best_of_several)
     centres = rows[[first, *chosen]]
+    weighted = rows * weights[:, None]
     for _ in range(N_ITERATIONS):
         members, _ = nearest(rows, centres)
+        totals = np.bincount(members, weights, minlength=len(centres)).astype(np.float32)
         counts = np.bincount(members, minlength=len(centres))
         filled = np.flatnonzero(counts)
         starts = np.cumsum(counts)[filled] - counts[filled]
-        sums = np.add.reduceat(rows[np.argsort(members, kind="stable")], starts, axis=0)
+        sums = np.add.reduceat(weighted[np.argsort(members, kind="stable")], starts, axis=0)
         centres = centres.copy()
-        centres[filled] = sums / counts[filled, None]
+        centres[filled] = sums / totals[filled, None]
     return centres
 
 

@@ -10,7 +10,13 @@ from model.query import DEFAULT_STRATEGY, STRATEGIES, Pool, score
 from model.query.geometry import cluster_centres, nearest
 from model.query.gradients import gradient_distances, gradient_errors
 from model.query.representation import typicality
-from model.query.tandem import RANDOM_SHARE, TYPICAL_LABELS_PER_CLASS
+from model.query.tandem import (
+    MOST_TYPICAL_LABELS_PER_CLASS,
+    RANDOM_SHARE,
+    TYPICAL_LABELS_PER_CLASS,
+    UNCERTAIN_PER_CHOICE,
+    diverse_order,
+)
 from model.query.uncertainty import entropy, least_confidence, narrowness
 
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -193,10 +199,55 @@ def test_tandem_turns_from_typical_to_uncertain_images() -> None:
     assert ranked("tandem", young) == ranked("typicality", young)
     assert old.probabilities is not None
     uncertain = narrowness(old.probabilities, multiple=False)
-    drawn = score("tandem", old, batch_size=10, seed=0).at_random
-    chosen = [row for row in ranked("tandem", old, batch_size=10)[:10] if not drawn[row]]
-    assert uncertain[chosen].mean() > np.sort(uncertain)[-30:].mean()
+    scores = score("tandem", old, batch_size=4, seed=0)
+    chosen = [row for row in np.argsort(-scores.values)[:4] if not scores.at_random[row]]
+    assert uncertain[chosen].min() >= np.sort(uncertain)[-4 * UNCERTAIN_PER_CHOICE]
     assert ranked("tandem", replace(old, probabilities=None)) == ranked("typicality", replace(old, probabilities=None))
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_tandem_asks_what_is_typical_until_every_class_has_a_label_or_is_too_rare_to_wait_for(multiple: bool) -> None:
+    pool = make_pool(multiple=multiple)
+    assert pool.probabilities is not None
+    for labels_per_class in (TYPICAL_LABELS_PER_CLASS, MOST_TYPICAL_LABELS_PER_CLASS):
+        n_labels = 3 * labels_per_class
+        classes = np.arange(n_labels) % 2
+        one_missing = replace(
+            pool,
+            labelled_features=np.random.default_rng(0).normal(size=(n_labels, 6)).astype(np.float32),
+            labelled_targets=classes[:, None] == np.arange(3) if multiple else classes,
+        )
+        is_typical = ranked("tandem", one_missing) == ranked("typicality", one_missing)
+        assert is_typical == (labels_per_class < MOST_TYPICAL_LABELS_PER_CLASS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), n_groups=st.integers(2, 8))
+def test_an_uncertain_batch_has_an_image_of_each_group(seed: int, n_groups: int) -> None:
+    random = np.random.default_rng(seed)
+    groups = np.arange(UNCERTAIN_PER_CHOICE * n_groups) % n_groups
+    rows = 50 * np.eye(n_groups, 10)[groups] + random.normal(size=(len(groups), 10))
+    pool = replace(
+        make_pool(), features=rows.astype(np.float32), labelled_features=np.zeros((12, 10)), probabilities=None
+    )
+    uncertainty = random.uniform(0.5, 1, len(groups))
+    batch = diverse_order(pool, uncertainty, n_groups, random)[:n_groups]
+    assert set(groups[batch]) == set(range(n_groups))
+    assert np.argsort(-uncertainty[batch]).tolist() == list(range(n_groups))
+
+
+def test_clusters_lean_towards_rows_of_weight() -> None:
+    rows = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
+    weights = np.array([3.0, 1.0, 1.0, 1.0], np.float32)
+    centres = cluster_centres(rows, 2, np.random.default_rng(0), weights)
+    np.testing.assert_allclose(np.sort(centres[:, 0]), [0.25, 10.5])
+
+
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_images_that_leave_no_doubt_are_still_all_ranked(certain: float) -> None:
+    pool = mature(make_pool())
+    sure = np.tile(np.array([1 - certain, certain, 0], np.float32), (60, 1))
+    assert sorted(ranked("tandem", replace(pool, probabilities=sure))) == list(range(60))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 40])

@@ -11,6 +11,8 @@ from model.query import Pool, score
 from model.query.geometry import cluster_centres, nearest, squared_distances
 from model.query.gradients import gradient_distances, gradient_errors
 from model.query.representation import squared_radius
+from model.query.tandem import diverse_order
+from model.query.uncertainty import narrowness
 
 
 def make_pool(*, n_images: int = 60, n_classes: int = 3) -> Pool:
@@ -123,3 +125,26 @@ def test_badge_agrees_with_scikit_activeml(oracle: Any) -> None:
     squares, distances_to = gradient_distances(gradient_errors(probabilities, multiple=False), rows)
     distances = np.minimum(squares, distances_to(first[0]))
     np.testing.assert_allclose(distances / distances.sum(), np.nan_to_num(utilities[1]), atol=1e-4)
+
+
+def test_the_choice_among_uncertain_images_agrees_with_scikit_activeml(oracle: Any) -> None:
+    from skactiveml.base import SkactivemlClassifier
+
+    random = np.random.default_rng(0)
+    groups = np.arange(20) % 4
+    rows = (50 * np.eye(4, 6)[groups] + random.normal(size=(20, 6))).astype(np.float32)
+    weights = np.exp(random.normal(size=(20, 3)))
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+
+    class Fixed(SkactivemlClassifier):
+        def fit(self, *_: np.ndarray) -> "Fixed":
+            return self
+
+        def predict_proba(self, _: np.ndarray) -> np.ndarray:
+            return probabilities
+
+    strategy = oracle.Clue(random_state=0, method="margin_sampling")
+    expected = strategy.query(rows, np.full(20, np.nan), Fixed(classes=[0, 1, 2]), fit_estimator=False, batch_size=4)
+    pool = replace(make_pool(), features=rows, probabilities=None)
+    chosen = diverse_order(pool, narrowness(probabilities, multiple=False), 4, random)[:4]
+    assert set(chosen.tolist()) == set(expected.tolist())

@@ -27,18 +27,29 @@ def test_savings_are_paired_by_seed_and_held_against_random_at_its_largest_budge
     assert (random.target_accuracy, random.random_labels, random.labels_needed) == (0.85, 40, 40)
     assert (random.worst_difference, random.worst_standard_error) == (0, 0)
     assert better.labels_needed == 30  # half way from 0.8 to 0.9
+    assert better.labels_within_error == 20
     assert (better.worst_difference, better.worst_standard_error, better.worst_at) == (0, pytest.approx(0.05), 10)
     assert worse == Saving(
         set_name="pets",
         backbone="resnet18",
         strategy="margin",
         target_accuracy=0.85,
+        target_standard_error=0.05,
         random_labels=40,
         labels_needed=None,
+        labels_within_error=40,
         worst_difference=-0.1,
         worst_standard_error=0.1,
         worst_at=20,
     )
+
+
+def test_random_may_have_been_replayed_with_more_seeds() -> None:
+    more = replace(RANDOM, accuracy=[*RANDOM.accuracy, [0.0, 0.0, 0.4]])
+    _, worse = savings([more, WORSE])
+    assert worse.target_accuracy == 0.7
+    assert worse.labels_needed == 32
+    assert (worse.worst_difference, worse.worst_at) == (-0.1, 20)
 
 
 def test_without_random_there_is_nothing_to_save() -> None:
@@ -62,15 +73,22 @@ def test_labels_needed_are_interpolated_where_the_target_is_first_reached(target
 def test_tables() -> None:
     assert accuracy_rows([RANDOM, BETTER])[1] == {"labels": "20", "random": "65.0", "tandem": "80.0"}
     assert saving_rows([RANDOM, BETTER, WORSE]) == [
-        {"strategy": "random", "labels for 85.0 %": "40 (100%)", "worst against random, points": ""},
+        {
+            "strategy": "random",
+            "labels for 85.0 ± 5.0 %": "40 (100%)",
+            "for a standard error less": "35 (88%)",
+            "worst against random, points": "",
+        },
         {
             "strategy": "tandem",
-            "labels for 85.0 %": "30 (75%)",
+            "labels for 85.0 ± 5.0 %": "30 (75%)",
+            "for a standard error less": "20 (50%)",
             "worst against random, points": "+0.0 ± 5.0 at 10 labels",
         },
         {
             "strategy": "margin",
-            "labels for 85.0 %": "never",
+            "labels for 85.0 ± 5.0 %": "never",
+            "for a standard error less": "40 (100%)",
             "worst against random, points": "-10.0 ± 10.0 at 20 labels",
         },
     ]
