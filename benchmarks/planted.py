@@ -65,8 +65,8 @@ CHANGES: dict[str, tuple[Change, int]] = {
 class Row:
     """What was planted, how much of it was found, and what else was: in all, and certainly wrong.
 
-    For copies the others are pairs of photos, and wrong with different labels; for strangers they are photos of the
-    set itself, all of them wrong.
+    For copies the others are pairs of photos, and wrong with different labels. For strangers, drawn several times, they
+    are photos of the set itself while nothing is planted, and all of them count as wrong.
     """
 
     set_name: str
@@ -108,18 +108,21 @@ def copies(image_set: ImageSet, labelled: LabelledSet, engine: Engine, n_copies:
         )
 
 
-def strangers(labelled: LabelledSet, other_sets: Sequence[LabelledSet], n_each: int) -> Row:
+def strangers(labelled: LabelledSet, other_sets: Sequence[LabelledSet], n_each: int, n_draws: int) -> Row:
     at_home = features_of(labelled)
     random = np.random.default_rng(0)
-    foreign = [random.permutation(features_of(each))[:n_each] for each in other_sets]
-    found = outliers(np.concatenate([at_home, *foreign]), labelled.block_sizes).rows
-    n_others = int((found < len(at_home)).sum())
+    n_found = 0
+    for _ in range(n_draws):
+        foreign = [random.permutation(features_of(each))[:n_each] for each in other_sets]
+        found = outliers(np.concatenate([at_home, *foreign]), labelled.block_sizes).rows
+        n_found += int((found >= len(at_home)).sum())
+    n_others = len(outliers(at_home, labelled.block_sizes).rows)
     return Row(
         set_name=labelled.name,
         backbone=labelled.backbone,
         planted="strangers",
-        n_planted=n_each * len(other_sets),
-        n_found=len(found) - n_others,
+        n_planted=n_each * len(other_sets) * n_draws,
+        n_found=n_found,
         n_others=n_others,
         n_wrong=n_others,
     )
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "densenet121"])
     parser.add_argument("--copies", type=int, default=50, help="photos of each set")
     parser.add_argument("--strangers", type=int, default=5, help="photos of each other set")
+    parser.add_argument("--draws", type=int, default=10, help="how often strangers are drawn")
     parser.add_argument("--cache", type=Path, help="folder that keeps features")
     parser.add_argument("--output", type=Path, default=RESULTS / "planted.json")
     arguments = parser.parse_args()
@@ -158,7 +162,7 @@ def main() -> None:
         for image_set, labelled in zip(image_sets, labelled_sets, strict=True):
             rows.extend(copies(image_set, labelled, engine, arguments.copies))
             others = [each for each in labelled_sets if each is not labelled]
-            rows.append(strangers(labelled, others, arguments.strangers))
+            rows.append(strangers(labelled, others, arguments.strangers, arguments.draws))
     show([cells(row) for row in rows], as_json=False)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
