@@ -34,7 +34,7 @@ N_FIRST_LABELS = 9
 DISK_MB = 64
 REST_TIMEOUT_S = 240.0
 
-Start = Callable[[str], tuple[LabelStudio, Processes]]
+Start = Callable[[Path], tuple[LabelStudio, Processes]]
 
 
 @pytest.fixture
@@ -62,14 +62,13 @@ def disk(tmp_path: Path) -> Iterator[Path | None]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, disk: Path | None) -> Iterator[Start]:
-    """Start a Label Studio and a Tandem beside it."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a Label Studio, and beside it a Tandem that keeps its state in a folder."""
     started: list[tuple[LabelStudio, Processes]] = []
 
-    def start_both(name: str) -> tuple[LabelStudio, Processes]:
-        folder = tmp_path / name
+    def start_both(model_dir: Path) -> tuple[LabelStudio, Processes]:
+        folder = tmp_path / f"around-{model_dir.name}"
         folder.mkdir()
-        model_dir = (disk or tmp_path) / f"{name}-state"
         label_studio = LabelStudio(Truth(backend_url=""))
         tandem = Processes(folder, model_dir, label_studio.url)
         label_studio.truth.backend_url = tandem.url
@@ -129,9 +128,11 @@ def report(seed: int, seconds: float, *counts: Counter[str]) -> None:
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
-def test_nothing_is_lost_and_all_ends_well(start: Start, seed: int, n_kills: int, disk: Path | None) -> None:
+def test_nothing_is_lost_and_all_ends_well(
+    start: Start, seed: int, n_kills: int, disk: Path | None, tmp_path: Path
+) -> None:
     sys.stdout.write(f"--chaos-seed {seed}\n")
-    label_studio, tandem = start("storm")
+    label_studio, tandem = start((disk or tmp_path) / "storm")
     annotators = Annotators(label_studio, tandem, random.Random(seed))
     mischief = Mischief(label_studio, tandem, random.Random(seed + 1), disk)
     annotators.upload(N_TASKS)
@@ -146,7 +147,7 @@ def test_nothing_is_lost_and_all_ends_well(start: Start, seed: int, n_kills: int
     disturbed = end_well(annotators)
     report(seed, time.monotonic() - started_s, annotators.counts, mischief.counts)
 
-    quiet_studio, quiet_tandem = start("calm")
+    quiet_studio, quiet_tandem = start(tmp_path / "calm")
     quiet_studio.truth.take_over(label_studio.truth)
     undisturbed = end_well(Annotators(quiet_studio, quiet_tandem, random.Random(seed)))
 
