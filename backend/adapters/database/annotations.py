@@ -59,7 +59,7 @@ class SqlAnnotationStore:
             live = these.where(annotation_table.c.deleted_at.is_(None)).values(deleted_at=last)
             n_live += self._connection.execute(live).rowcount
             self._connection.execute(
-                insert(self._connection, annotation_table).on_conflict_do_nothing(),
+                insert(self._connection.dialect.name, annotation_table).on_conflict_do_nothing(),
                 [_tombstone_columns(project_id, annotation_id, deleted_at) for annotation_id in ids],
             )
         return n_live

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Insert, Row, Update, bindparam, delete, insert, select, update
 
 from backend.adapters.database import statements
 from backend.adapters.database.tables import job_table, job_tally_table
@@ -234,22 +235,24 @@ class SqlJobStore:
     def _tally(self, held: Job, status: JobStatus, now: datetime) -> None:
         duration_s = max(0.0, (now - (held.started_at or now)).total_seconds())
         bound_s = next(bound_s for bound_s in JOB_DURATION_BOUNDS_S if duration_s <= bound_s)
-        one = statements.insert(self._connection, job_tally_table).values(
-            kind=held.kind, status=status, bound_s=bound_s, n_jobs=1, total_s=duration_s
-        )
-        self._connection.execute(
-            one.on_conflict_do_update(
-                index_elements=list(job_tally_table.primary_key),
-                set_={
-                    "n_jobs": job_tally_table.c.n_jobs + one.excluded.n_jobs,
-                    "total_s": job_tally_table.c.total_s + one.excluded.total_s,
-                },
-            )
-        )
+        one = {"kind": held.kind, "status": status, "bound_s": bound_s, "n_jobs": 1, "total_s": duration_s}
+        self._connection.execute(_tallying(self._connection.dialect.name), one)
 
     def _change(self, job_id: int, **columns: Any) -> Job:
         changed: Update = update(job_table).where(job_table.c.id == job_id).values(columns)
         return _job(self._connection.execute(changed.returning(*job_table.c)).one())
+
+
+@cache
+def _tallying(dialect: str) -> Insert:
+    statement = statements.insert(dialect, job_tally_table)
+    return statement.on_conflict_do_update(
+        index_elements=list(job_tally_table.primary_key),
+        set_={
+            "n_jobs": job_tally_table.c.n_jobs + statement.excluded.n_jobs,
+            "total_s": job_tally_table.c.total_s + statement.excluded.total_s,
+        },
+    )
 
 
 # What every event executes: to put a statement together takes longer than to execute it.
