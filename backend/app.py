@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import structlog
 from flask import Flask, Response, jsonify, request
@@ -29,7 +30,8 @@ from backend.routes.access import Access, Guarded
 from backend.routes.api import api_blueprint
 from backend.routes.openapi import openapi_blueprint
 from backend.routes.operations import MetricsPort, Observed, operations_blueprint
-from backend.routes.protocol import older_protocol_blueprint, protocol_blueprint
+from backend.routes.protocol import answer_predict, older_protocol_blueprint, protocol_blueprint
+from backend.routes.shortcut import Shortcut
 from backend.settings import Settings, load_settings
 
 log = structlog.get_logger()
@@ -72,11 +74,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(api_blueprint(container))
     app.register_blueprint(openapi_blueprint())
     app.register_blueprint(operations_blueprint(container, with_metrics=settings.metrics_port is None))
-    app.before_request(Access(settings, container.webhook_secret).check)
+    access = Access(settings, container.webhook_secret)
+    app.before_request(lambda: access.check(request))
     app.register_error_handler(TandemError, answer_error)
     app.register_error_handler(HTTPException, answer_http_error)
     app.register_error_handler(Exception, answer_surprise)
-    app.wsgi_app = Observed(Guarded(app.wsgi_app))  # type: ignore[method-assign]
+    shortcut = Shortcut(app, "protocol.predict", access.check, partial(answer_predict, container))
+    app.wsgi_app = Observed(Guarded(shortcut))  # type: ignore[method-assign]
     if settings.metrics_port:
         app.wsgi_app = MetricsPort(app.wsgi_app, container, settings.metrics_port)  # type: ignore[method-assign]
     container.warm_up_serving()

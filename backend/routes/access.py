@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from flask import request
 
 from backend.errors import CrossSiteRequest, RateLimited, Unauthorized
 from backend.settings import Settings
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from werkzeug import Request
 
 log = structlog.get_logger()
 
@@ -94,69 +95,69 @@ class Access:
         self._max_requests = settings.rate_limit_per_minute
         self._counts = Counts()
 
-    def check(self) -> None:
-        """Refuse the present request, or return.
+    def check(self, asked: Request) -> None:
+        """Refuse a request, or return.
 
         Raises:
             RateLimited: the client has sent too many of its kind.
             CrossSiteRequest: a page of somebody else made a browser send it.
             Unauthorized: the credentials are missing or wrong.
         """
-        if request.path in OPEN_PATHS:
+        if asked.path in OPEN_PATHS:
             return
-        self._count(self._max_requests, "requests")
-        if request.method not in SAFE_METHODS:
-            self._refuse_other_sites()
-        if request.path == "/webhook" and self._webhook_secret:
-            self._let_in_webhooks(self._webhook_secret)
+        self._count(asked, self._max_requests, "requests")
+        if asked.method not in SAFE_METHODS:
+            self._refuse_other_sites(asked)
+        if asked.path == "/webhook" and self._webhook_secret:
+            self._let_in_webhooks(asked, self._webhook_secret)
         elif self._user:
-            self._let_in_users()
-        if request.path.startswith("/api/") and request.method not in SAFE_METHODS:
-            self._count(CHANGES, "changes")
+            self._let_in_users(asked)
+        if asked.path.startswith("/api/") and asked.method not in SAFE_METHODS:
+            self._count(asked, CHANGES, "changes")
 
-    def _refuse_other_sites(self) -> None:
+    def _refuse_other_sites(self, asked: Request) -> None:
         """Refuse what a page elsewhere sends with the credentials that a browser keeps (fetch metadata, W3C)."""
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        if asked.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise CrossSiteRequest("a page of another site asked a browser for this: use Tandem's own address")
 
-    def _let_in_webhooks(self, secret: str) -> None:
+    def _let_in_webhooks(self, asked: Request, secret: str) -> None:
         """Label Studio sends events without a backend's Basic auth credentials, but with the webhook's own headers."""
-        self._check_failures("webhook")
-        if _same(request.headers.get("X-Webhook-Secret", ""), secret) or self._has_credentials():
+        self._check_failures(asked, "webhook")
+        if _same(asked.headers.get("X-Webhook-Secret", ""), secret) or self._has_credentials(asked):
             return
         log.warning("webhook refused: X-Webhook-Secret is missing or wrong; reconciliation repairs the webhook")
-        self._fail("webhook", "the header X-Webhook-Secret is missing or wrong")
+        self._fail(asked, "webhook", "the header X-Webhook-Secret is missing or wrong")
 
-    def _let_in_users(self) -> None:
-        self._check_failures("login")
-        if not self._has_credentials():
-            self._fail("login", "Basic auth is missing or wrong")
+    def _let_in_users(self, asked: Request) -> None:
+        self._check_failures(asked, "login")
+        if not self._has_credentials(asked):
+            self._fail(asked, "login", "Basic auth is missing or wrong")
 
-    def _has_credentials(self) -> bool:
-        given = request.authorization
+    def _has_credentials(self, asked: Request) -> bool:
+        given = asked.authorization
         if not self._user or not self._password or given is None or given.type != "basic":
             return False
         same_user = _same(given.username or "", self._user)
         return _same(given.password or "", self._password) and same_user
 
-    def _check_failures(self, kind: str) -> None:
+    def _check_failures(self, asked: Request, kind: str) -> None:
         """Refuse even the right credentials after too many wrong ones: else guessing would cost nothing."""
-        if self._counts.window(kind, _client()).n_times >= FAILED_LOGINS:
-            raise self._limited(FAILED_LOGINS, kind, "failed logins")
+        if self._counts.window(kind, _client(asked)).n_times >= FAILED_LOGINS:
+            raise self._limited(asked, FAILED_LOGINS, kind, "failed logins")
 
-    def _fail(self, kind: str, message: str) -> None:
+    def _fail(self, asked: Request, kind: str, message: str) -> None:
         # Nobody guesses without credentials: a first request without any is how a browser asks for them.
-        if request.authorization or request.headers.get("X-Webhook-Secret"):
-            self._counts.add(kind, _client())
+        if asked.authorization or asked.headers.get("X-Webhook-Secret"):
+            self._counts.add(kind, _client(asked))
         raise Unauthorized(message)
 
-    def _count(self, limit: int, kind: str) -> None:
-        if self._counts.add(kind, _client()) > limit:
-            raise self._limited(limit, kind, kind)
+    def _count(self, asked: Request, limit: int, kind: str) -> None:
+        if self._counts.add(kind, _client(asked)) > limit:
+            raise self._limited(asked, limit, kind, kind)
 
-    def _limited(self, limit: int, kind: str, shown: str) -> RateLimited:
-        remaining_s = self._counts.window(kind, _client()).remaining_s
-        log.warning("client sends too much", client=_client(), what=shown, limit_per_minute=limit)
+    def _limited(self, asked: Request, limit: int, kind: str, shown: str) -> RateLimited:
+        remaining_s = self._counts.window(kind, _client(asked)).remaining_s
+        log.warning("client sends too much", client=_client(asked), what=shown, limit_per_minute=limit)
         return RateLimited(f"more than {limit} {shown} a minute", retry_after_s=max(1, math.ceil(remaining_s)))
 
 
@@ -175,8 +176,8 @@ class Guarded:
         return self._application(environ, start)
 
 
-def _client() -> str:
-    return request.remote_addr or "unknown"
+def _client(asked: Request) -> str:
+    return asked.remote_addr or "unknown"
 
 
 def _same(given: str, expected: str) -> bool:

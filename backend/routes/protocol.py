@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, request
+from flask import Blueprint, Response, request
 
 from backend.domain import Job, JobKind, JobStatus, Suggestion
 from backend.errors import NotFound
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 
 def protocol_blueprint(container: Container) -> Blueprint:
     """Return the endpoints of Label Studio's machine learning protocol."""
@@ -41,19 +44,8 @@ def protocol_blueprint(container: Container) -> Blueprint:
         return encode_setup_response(container.ingestion.setup(SetupRequest.parse(request.get_data())))
 
     @routes.post("/predict")
-    def predict() -> Json:
-        started_s = time.perf_counter()
-        asked = PredictRequest.parse(request.get_data())
-        with container.admission.entered():
-            answer = container.prediction.predict(asked.project, asked.tasks)
-        response = encode_predict_response(answer.results, answer.schema)
-        n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
-        images = "unknown" if answer.n_unknown_images else "known"
-        with counting():
-            suggestions.labels("made").inc(n_suggested)
-            suggestions.labels("none").inc(len(answer.results) - n_suggested)
-            predict_durations.labels(images).observe(time.perf_counter() - started_s)
-        return response
+    def predict() -> Response:
+        return Response(answer_predict(container, request.get_data()), mimetype="application/json")
 
     @routes.post("/webhook")
     def webhook() -> Json:
@@ -65,6 +57,27 @@ def protocol_blueprint(container: Container) -> Blueprint:
         return encode_versions([overview.active.name for overview in projects if overview.active])
 
     return routes
+
+
+def answer_predict(container: Container, body: bytes) -> bytes:
+    """Return the JSON that answers ``POST /predict``.
+
+    Raises:
+        InvalidRequest: the body is none that Label Studio sends.
+        Overloaded: too many ask at once.
+    """
+    started_s = time.perf_counter()
+    asked = PredictRequest.parse(body)
+    with container.admission.entered():
+        answer = container.prediction.predict(asked.project, asked.tasks)
+    response = encode_json(encode_predict_response(answer.results, answer.schema))
+    n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
+    images = "unknown" if answer.n_unknown_images else "known"
+    with counting():
+        suggestions.labels("made").inc(n_suggested)
+        suggestions.labels("none").inc(len(answer.results) - n_suggested)
+        predict_durations.labels(images).observe(time.perf_counter() - started_s)
+    return response.encode()
 
 
 def older_protocol_blueprint(container: Container) -> Blueprint:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -32,7 +32,8 @@ def make_client(tmp_path: Path, webhook_secret: str | None = None, **settings: o
     app = Flask("guarded", root_path=str(tmp_path))
     for path in ("/health", "/webhook", "/predict", "/api/projects"):
         app.add_url_rule(path, path, lambda: "ok", methods=["GET", "POST"])
-    app.before_request(Access(Settings(model_dir=tmp_path, **settings), webhook_secret).check)  # type: ignore[arg-type]
+    access = Access(Settings(model_dir=tmp_path, **settings), webhook_secret)  # type: ignore[arg-type]
+    app.before_request(lambda: access.check(request))
     app.wsgi_app = Guarded(app.wsgi_app)  # type: ignore[method-assign]
     app.register_error_handler(TandemError, answer_error)
     return app.test_client()
