@@ -28,13 +28,14 @@ def main() -> None:
     # torch takes seconds to import: the parent, and who waits for the lock, are watched before
     with exclusive_lock(embedder_lock(settings.model_dir)):
         from backend.embedding_server import EmbeddingServer
+        from model.decoding import Decoders
 
         artifacts = open_artifacts(
             settings.resolved_artifacts_url,
             settings.artifact_cache_folder,
             max_cache_bytes=settings.artifact_cache_bytes,
         )
-        server = EmbeddingServer(settings, artifacts)
+        server = EmbeddingServer(settings, artifacts, Decoders())
         log.info(
             "embedder ready",
             backbone=settings.backbone,

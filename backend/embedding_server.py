@@ -26,6 +26,7 @@ from backend.errors import EmbedderUnavailable, NotFound, StoreUnavailable
 from backend.ports import ArtifactStore
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
+from model.decoding import Decoders
 from model.features import Embedded, Engine, choose_device
 
 log = structlog.get_logger()
@@ -48,8 +49,9 @@ class MicroBatch:
 class EmbeddingServer:
     """Embeds for whoever connects to the socket."""
 
-    def __init__(self, settings: Settings, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: Settings, artifacts: ArtifactStore, decoders: Decoders) -> None:
         self._artifacts = artifacts
+        self._decoders = decoders
         self._max_pixels = settings.max_image_pixels
         self._device = choose_device(settings.device)
         weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
@@ -149,7 +151,9 @@ class EmbeddingServer:
             batches = self._take()
             paths = [path for batch in batches for path in batch.paths]
             try:
-                embedded = self._engine(batches[0].digest).embed(paths, max_pixels=self._max_pixels)
+                embedded = self._engine(batches[0].digest).embed(
+                    paths, max_pixels=self._max_pixels, views=self._decoders.views
+                )
             except Exception as error:  # whoever waits must be told, and the next request served
                 for batch in batches:
                     log.exception("embedding failed", n_images=len(batch.paths), **batch.ids)

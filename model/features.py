@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -27,7 +28,16 @@ _CPU_BATCH_SIZE = 8  # larger ones fall out of the cache and are slower
 _CUDA_BATCH_SIZE = 128
 _BATCHES_AHEAD = 3
 Decoded = NDArray[np.uint8] | UnreadableImage
+Source = TypeVar("Source", bound=Path | bytes)
+Source_contra = TypeVar("Source_contra", bound=Path | bytes, contravariant=True)
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class Views(Protocol[Source_contra]):
+    """What decodes: ``model.transforms.to_views``, or something that does the same."""
+
+    def __call__(self, source: Source_contra, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:
+        """Return pixels (n_views, crop_size, crop_size, 3), or raise ``UnreadableImage``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +81,10 @@ class Engine:
 
     def embed(
         self,
-        sources: Sequence[Path | bytes],
+        sources: Sequence[Source],
         *,
         max_pixels: int,
+        views: Views[Source] = to_views,
         batch_size: int | None = None,
         n_decoders: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
@@ -83,6 +94,7 @@ class Engine:
         Args:
             sources: Files, or their bytes.
             max_pixels: Most pixels an image may have.
+            views: What decodes; in this process without it.
             batch_size: Images in one forward pass; without it what suits the device. On a GPU whose memory is too
                 small for it, it is halved, now and for later calls.
             n_decoders: Threads that decode; one per processor without it.
@@ -90,7 +102,7 @@ class Engine:
                 raises ends the work.
         """
         size = batch_size or self.batch_size
-        decode = partial(_decode, spec=self.backbone.input_spec, max_pixels=max_pixels)
+        decode = partial(_decode, views=views, spec=self.backbone.input_spec, max_pixels=max_pixels)
         rows: list[NDArray[np.float16]] = [np.empty((0, self.backbone.n_features), np.float16)]
         problems: dict[int, str] = {}
         batch: list[NDArray[np.uint8]] = []
@@ -133,15 +145,15 @@ class Engine:
         return finite.astype(np.float16)
 
 
-def _decode(source: Path | bytes, *, spec: InputSpec, max_pixels: int) -> Decoded:
+def _decode(source: Source, *, views: Views[Source], spec: InputSpec, max_pixels: int) -> Decoded:
     try:
-        return to_views(source, spec, max_pixels=max_pixels)
+        return views(source, spec, max_pixels=max_pixels)
     except UnreadableImage as problem:
         return problem
 
 
 def _decode_ahead(
-    sources: Sequence[Path | bytes], decode: Callable[[Path | bytes], Decoded], n_threads: int, n_ahead: int
+    sources: Sequence[Source], decode: Callable[[Source], Decoded], n_threads: int, n_ahead: int
 ) -> Generator[Decoded]:
     """Yield what ``decode`` makes of each source, in order, while threads are at work on the next ones."""
     remaining = iter(sources)

@@ -7,7 +7,6 @@ tensor. Everything but ``normalise`` works without torch, and in any number of t
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,11 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from model.pixel_budget import PixelBudget, PixelLimit
+
 if TYPE_CHECKING:
     import torch
 
 TRANSFORMS_VERSION = 2
 """Part of every backbone's digest: raise it when ``to_pixels`` or ``normalise`` gives other numbers than before."""
+
+OUT_OF_MEMORY = "it cannot be decoded in the memory there is for one image"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _DRAFT_OVERSAMPLING = 2
@@ -55,27 +58,7 @@ _DECODER_ERRORS = (
 )
 
 
-class _PixelBudget:
-    """So many pixels at a time and no more, however many threads there are."""
-
-    def __init__(self) -> None:
-        self._held = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def hold(self, n_pixels: int, *, at_most: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._held == 0 or self._held + n_pixels <= at_most)
-            self._held += n_pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= n_pixels
-                self._changed.notify_all()
-
-
-_open_pixels = _PixelBudget()
+_open_pixels = PixelBudget()
 
 
 class UnreadableImage(Exception):
@@ -148,7 +131,9 @@ class InputSpec:
 
 
 @contextmanager
-def open_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -> Iterator[Image.Image]:
+def open_image(
+    source: Path | bytes, *, min_side: int | None, max_pixels: int, limit: PixelLimit = _open_pixels
+) -> Iterator[Image.Image]:
     """Decode an image upright and in RGB; of an animation the first frame.
 
     Transparent parts become white; more than 8 bits per channel are scaled down.
@@ -157,18 +142,18 @@ def open_image(source: Path | bytes, *, min_side: int | None, max_pixels: int) -
         source: A file, or its bytes.
         min_side: The shorter side needed in the end, in pixels. A JPEG that is larger may be decoded at a half, a
             quarter or an eighth of its size, which is much faster, but never to less than twice this.
-        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded. All images that are
-            open in any thread have no more than this together, so that many large ones take the memory of one.
+        max_pixels: Most pixels allowed, checked on the file's own size before anything is decoded.
+        limit: Keeps all images that are open at a time to ``max_pixels`` together; those of all threads without it.
 
     Raises:
         OversizedImage: it has more pixels than allowed.
         UnreadableImage: it is missing, damaged, truncated or not a JPEG, PNG, WebP, GIF, BMP or TIFF.
     """
-    with ExitStack() as memory:
-        yield _decode(source, min_side, max_pixels, memory)
+    with ExitStack() as held:
+        yield _decode(source, min_side, max_pixels, lambda n: held.enter_context(limit.hold(n, at_most=max_pixels)))
 
 
-def _decode(source: Path | bytes, min_side: int | None, max_pixels: int, memory: ExitStack) -> Image.Image:
+def _decode(source: Path | bytes, min_side: int | None, max_pixels: int, hold: Callable[[int], None]) -> Image.Image:
     # Our limit is checked below; Pillow's own would come first, and differs.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -179,13 +164,15 @@ def _decode(source: Path | bytes, min_side: int | None, max_pixels: int, memory:
             image.decodermaxblock = _READ_AT_ONCE_BYTES
             if min_side is not None:
                 image.draft(None, (_DRAFT_OVERSAMPLING * min_side, _DRAFT_OVERSAMPLING * min_side))
-            memory.enter_context(_open_pixels.hold(image.width * image.height, at_most=max_pixels))
+            hold(image.width * image.height)
             image.load()
             return _upright(_to_rgb(image), _orientation(image))
     except UnidentifiedImageError:
         raise UnreadableImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image") from None
     except FileNotFoundError:
         raise UnreadableImage("the file is not there") from None
+    except MemoryError:
+        raise UnreadableImage(OUT_OF_MEMORY) from None
     except _DECODER_ERRORS as error:
         raise UnreadableImage(f"it cannot be decoded: {error}") from error
 
@@ -248,7 +235,9 @@ def to_pixels(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDAr
         return _central_pixels(image, spec)
 
 
-def to_views(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:
+def to_views(
+    source: Path | bytes, spec: InputSpec, *, max_pixels: int, limit: PixelLimit = _open_pixels
+) -> NDArray[np.uint8]:
     """Decode an image and return all that the network looks at: its centre, then the whole where the spec says so.
 
     Returns:
@@ -257,7 +246,7 @@ def to_views(source: Path | bytes, spec: InputSpec, *, max_pixels: int) -> NDArr
     Raises:
         UnreadableImage: see ``open_image``.
     """
-    with open_image(source, min_side=spec.resize_size, max_pixels=max_pixels) as image:
+    with open_image(source, min_side=spec.resize_size, max_pixels=max_pixels, limit=limit) as image:
         views = [_central_pixels(image, spec)]
         if spec.n_views > 1:
             views.append(np.asarray(image.resize((spec.crop_size, spec.crop_size), spec.resampling)))

@@ -117,6 +117,7 @@ class FakeEmbedder:
         *,
         backbone_digest: str | None = None,
         urgent: bool = False,  # noqa: ARG002
+        timeout_s: float | None = None,  # noqa: ARG002
     ) -> Embedding:
         self._check()
         digest = backbone_digest or self.digest

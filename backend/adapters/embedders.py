@@ -73,12 +73,19 @@ class EmbedderClient:
         header, _ = self._ask(EmbedRequest())
         return EmbedderBackbone(digest=header.backbone_digest, categories=header.categories, note=header.note)
 
-    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+    def embed(
+        self,
+        paths: Sequence[Path],
+        *,
+        backbone_digest: str | None = None,
+        urgent: bool = False,
+        timeout_s: float | None = None,
+    ) -> Embedding:
         """Embed image files."""
         request = EmbedRequest(
             paths=[str(path) for path in paths], backbone_digest=backbone_digest, urgent=urgent, ids=present_ids()
         )
-        header, rows = self._ask(request)
+        header, rows = self._ask(request, timeout_s=timeout_s)
         features = np.frombuffer(rows, dtype=np.float16).reshape(header.n_rows, sum(header.block_sizes))
         return Embedding(
             backbone_digest=header.backbone_digest,
@@ -95,18 +102,18 @@ class EmbedderClient:
         header, rows = self._ask(request, features.tobytes())
         return np.frombuffer(rows, dtype=np.float32).reshape(header.n_rows, len(groups) + 1)
 
-    def _ask(self, *messages: BaseModel | bytes) -> tuple[ReplyHeader, bytes]:
+    def _ask(self, *messages: BaseModel | bytes, timeout_s: float | None = None) -> tuple[ReplyHeader, bytes]:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
             try:
-                return _exchange(connection, messages)
+                return _exchange(connection, messages, timeout_s)
             except (EOFError, OSError):
                 # the embedder this thread knew has ended since; another may have taken its place
                 connection.close()
         self._local.connection = None
         try:
             connection = Client(str(self._address), family="AF_UNIX")
-            reply = _exchange(connection, messages)
+            reply = _exchange(connection, messages, timeout_s)
         except (EOFError, OSError) as error:
             raise EmbedderUnavailable(
                 "the embedding process is not up: it takes some seconds to start; is tandem serve running?"
@@ -115,9 +122,14 @@ class EmbedderClient:
         return reply
 
 
-def _exchange(connection: Connection, messages: Sequence[BaseModel | bytes]) -> tuple[ReplyHeader, bytes]:
+def _exchange(
+    connection: Connection, messages: Sequence[BaseModel | bytes], timeout_s: float | None
+) -> tuple[ReplyHeader, bytes]:
     for message in messages:
         connection.send_bytes(message if isinstance(message, bytes) else message.model_dump_json().encode())
+    if not connection.poll(timeout_s):
+        connection.close()  # what it will still say is no answer to the next question
+        raise EmbedderUnavailable(f"the embedding process has not answered within {timeout_s:.1f} s")
     header = ReplyHeader.model_validate_json(connection.recv_bytes())
     rows = connection.recv_bytes()
     if header.refusal:

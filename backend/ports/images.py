@@ -70,13 +70,20 @@ class Embedder(Protocol):
             EmbedderUnavailable: it is not up (yet).
         """
 
-    def embed(self, paths: Sequence[Path], *, backbone_digest: str | None = None, urgent: bool = False) -> Embedding:
+    def embed(
+        self,
+        paths: Sequence[Path],
+        *,
+        backbone_digest: str | None = None,
+        urgent: bool = False,
+        timeout_s: float | None = None,
+    ) -> Embedding:
         """Embed image files with the pretrained backbone, or with a fine-tuned one named by its digest.
 
         ``urgent`` requests overtake background ones.
 
         Raises:
-            EmbedderUnavailable: it is not up (yet), or ended while at work.
+            EmbedderUnavailable: it is not up (yet), ended while at work, or took longer than ``timeout_s``.
         """
 
     def classify(

@@ -103,11 +103,8 @@ class Embedding:
         """Return for each task its feature row, shape (n_features,), or the reason why there is none.
 
         Of a task whose image is known its digest is given: its features are looked up. Other images are fetched and
-        embedded until ``deadline_s`` on the monotonic clock, and as long as the disk takes them.
-
-        Raises:
-            EmbedderUnavailable: the embedding process is not up.
-            ImageUnavailable: no image of a whole batch could be reached: their host seems to be down.
+        embedded until ``deadline_s`` on the monotonic clock, as long as the disk takes them, the embedding process
+        answers, and not all of a batch are out of reach.
         """
         answers: list[NDArray[np.float16] | str] = ["its image is not embedded yet" for _ in tasks]
         found = self._look_up(digest, [task.image_digest for task in tasks])
@@ -127,8 +124,12 @@ class Embedding:
             timeout_s = min(self._image_timeout_s, max(0.1, deadline_s - time.monotonic()))
             try:
                 rows = self._embed(
-                    project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, urgent=True
+                    project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, deadline_s=deadline_s
                 )
+            except (EmbedderUnavailable, ImageUnavailable) as error:
+                for index in missing[start:]:
+                    answers[index] = str(error)
+                break
             except OSError as error:  # a full disk is no reason to keep back what is known of the other images
                 log.error("image or features not stored", project=project.id, reason=str(error))
                 break
@@ -151,16 +152,26 @@ class Embedding:
             for task in known:
                 stores.tasks.record_image(project_id, task)
         unknown = [task for task in tasks if task.image_digest not in found]
-        rows = self._embed(project_id, unknown, digest, timeout_s=self._image_timeout_s, urgent=False)
+        rows = self._embed(project_id, unknown, digest, timeout_s=self._image_timeout_s)
         return len(known) + sum(row is not None for _, row in rows)
 
     def _embed(
-        self, project_id: int, tasks: Sequence[Task], digest: str, *, timeout_s: float, urgent: bool
+        self,
+        project_id: int,
+        tasks: Sequence[Task],
+        digest: str,
+        *,
+        timeout_s: float,
+        deadline_s: float | None = None,
     ) -> list[tuple[Task, NDArray[np.float16] | None]]:
-        """Fetch, embed and store the images of tasks; return each task as it is now, with its feature row if any."""
+        """Fetch, embed and store the images of tasks; return each task as it is now, with its feature row if any.
+
+        Fetching takes ``timeout_s`` at most. Who waits for the answer gives a ``deadline_s``, and is served first.
+        """
         fetched = self._fetch(tasks, timeout_s)
         paths = [image.path for image in fetched if isinstance(image, CachedImage)]
-        rows = self._embedder.embed(paths, backbone_digest=digest, urgent=urgent)
+        remaining_s = None if deadline_s is None else max(0.1, deadline_s - time.monotonic())
+        rows = self._embedder.embed(paths, backbone_digest=digest, urgent=deadline_s is not None, timeout_s=remaining_s)
         if rows.backbone_digest != digest:
             raise EmbedderUnavailable(f"the embedder runs backbone {rows.backbone_digest[:8]}, not {digest[:8]}")
         settled = self._settle(tasks, fetched, rows.problems, digest)

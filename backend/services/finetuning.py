@@ -76,14 +76,19 @@ class FineTuning:
         """
         training_set = self._training.training_set(project_id)
         with self._database.snapshot() as stores:
-            tasks = {task.image_digest: task for task in stores.tasks.all(project_id) if task.image_digest}
-        labelled_paths = self._bring_in([tasks[image.image_digest] for image in training_set.labelled])
+            every_task = stores.tasks.all(project_id)
+        # what has features has been decoded before, and did no harm
+        tasks = {task.image_digest: task for task in every_task if task.image_digest and task.backbone_digest}
+        labelled_paths = self._bring_in(
+            [tasks[image.image_digest] for image in training_set.labelled if image.image_digest in tasks]
+        )
         labelled = tuple(image for image in training_set.labelled if image.image_digest in labelled_paths)
         training_set = replace(training_set, labelled=labelled)
         config, tuned = self._fit(training_set, [labelled_paths[image.image_digest] for image in labelled], report)
         backbone = tuned.backbone
         engine = Engine(backbone, choose_device(self._settings.device))
-        self._embed(engine, [tasks[digest] for digest in (*labelled_paths, *training_set.pool[:MAX_POOL])], report)
+        wanted = [digest for digest in (*labelled_paths, *training_set.pool[:MAX_POOL]) if digest in tasks]
+        self._embed(engine, [tasks[digest] for digest in wanted], report)
         training_set = self._training.with_features(training_set, backbone.digest)
         learned = self._training.learn_head(training_set, backbone.digest)
         candidate = self._training.save(

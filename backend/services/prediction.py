@@ -25,7 +25,7 @@ from backend.domain import (
     Suggestion,
     Task,
 )
-from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, ImageUnavailable, NotFound
+from backend.errors import CheckpointCorrupt, Conflict, EmbedderUnavailable, NotFound
 from backend.ports import ArtifactStore, Clock, Database, Embedder
 from backend.pretrained import PretrainedVersion, Version, pretrained_version, version_in_use
 from backend.promotion import version_key
@@ -141,7 +141,7 @@ class Prediction:
         if problem is None and project.schema and version:
             try:
                 return self._suggest_for_tasks(project, project.schema, version, tasks, deadline_s)
-            except (EmbedderUnavailable, ImageUnavailable) as error:
+            except EmbedderUnavailable as error:
                 problem = str(error)
             except CheckpointCorrupt as error:
                 log.error("active version unreadable", project=project.id, version=version.name, reason=str(error))

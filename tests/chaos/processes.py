@@ -26,6 +26,7 @@ VICTIMS = {
     "worker": b"worker\0--no-embedder",
     "child": b"backend.job_process",
     "embedder": b"backend.embedder",
+    "decoder": b"model.decoder",
 }
 SUPERVISORS = {"web supervisor": ("serve", "--no-worker"), "worker supervisor": ("worker",)}
 

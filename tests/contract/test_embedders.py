@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from backend.embedding_server import EmbeddingServer
 from backend.errors import EmbedderUnavailable
 from backend.ports import Embedder
 from backend.settings import Settings
+from model.decoding import Decoders
 from tests.fakes import FakeEmbedder
 
 
@@ -41,13 +42,13 @@ def draw_words(path: Path, number: int) -> None:
     path.write_bytes(b"%s %d" % ((b"cat", b"dog", b"fly")[number % 3], number))
 
 
-def start_server(folder: Path) -> EmbedderClient:
+def start_server(folder: Path, decoders: Decoders) -> EmbedderClient:
     torch.manual_seed(0)
     save_file(torchvision.models.resnet18(weights=None).state_dict(), folder / "weights.safetensors")
     settings = Settings(
         model_dir=folder, backbone="resnet18", weights=str(folder / "weights.safetensors"), device="cpu"
     )  # type: ignore[call-arg]
-    server = EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"))
+    server = EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"), decoders)
     address = folder / "embedder.sock"
     threading.Thread(target=server.serve, args=(address,), daemon=True).start()
     deadline_s = time.monotonic() + 20
@@ -58,10 +59,13 @@ def start_server(folder: Path) -> EmbedderClient:
 
 
 @pytest.fixture(scope="module", params=["embedding process", "fake"])
-def embedding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedding:
+def embedding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedding]:
     if request.param == "fake":
-        return Embedding(FakeEmbedder(categories=("bird", "cat", "dog", "fly")), draw_words)
-    return Embedding(start_server(tmp_path_factory.mktemp("embedder")), draw_pixels)
+        yield Embedding(FakeEmbedder(categories=("bird", "cat", "dog", "fly")), draw_words)
+        return
+    decoders = Decoders()
+    yield Embedding(start_server(tmp_path_factory.mktemp("embedder"), decoders), draw_pixels)
+    decoders.close()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from backend.adapters.embedders import EmbedderClient
 from backend.embedding_server import EmbeddingServer
 from backend.errors import EmbedderUnavailable
 from backend.settings import Settings
+from model.decoding import Decoders
+from model.features import Embedded
+from tests.e2e.loop import wait_for
+from tests.hostile_images import obey_orders, telling
 
 
 def draw(folder: Path, n: int) -> list[Path]:
@@ -28,10 +33,12 @@ def draw(folder: Path, n: int) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingServer:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddingServer]:
     folder = tmp_path_factory.mktemp("embedder")
     settings = Settings(model_dir=folder, backbone="resnet18", weights="none", device="cpu")  # type: ignore[call-arg]
-    return EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"))
+    decoders = Decoders()
+    yield EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"), decoders)
+    decoders.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +120,43 @@ def test_a_failure_within_is_no_end_of_the_server(
         with pytest.raises(EmbedderUnavailable, match="no room"):
             client.embed([path])
     assert len(client.embed([path]).features) == 1
+
+
+def test_who_waits_no_longer_is_not_answered_later(
+    client: EmbedderClient, server: EmbeddingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = draw(tmp_path, 2)
+    expected = client.embed([second]).features
+    embed, go_on = server._base.embed, threading.Event()
+
+    def wait_first(*arguments: Any, **options: Any) -> Embedded:
+        assert go_on.wait(60)
+        return embed(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._base, "embed", wait_first)
+        with pytest.raises(EmbedderUnavailable, match=r"not answered within 0\.2 s"):
+            client.embed([first], urgent=True, timeout_s=0.2)
+        go_on.set()
+        np.testing.assert_array_equal(client.embed([second], timeout_s=60).features, expected)
+
+
+def test_an_image_that_crashes_its_decoder_costs_only_itself(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obey_orders(monkeypatch, tmp_path)
+    folder = tmp_path_factory.mktemp("embedder")
+    settings = Settings(model_dir=folder, backbone="resnet18", weights="none", device="cpu")  # type: ignore[call-arg]
+    decoders = Decoders()
+    server = EmbeddingServer(settings, LocalArtifacts(folder / "artifacts"), decoders)
+    threading.Thread(target=server.serve, args=(folder / "embedder.sock",), daemon=True).start()
+    wait_for(lambda: (folder / "embedder.sock").is_socket(), "the socket")
+    paths = draw(tmp_path, 20)
+    paths[7].write_bytes(telling(paths[7].read_bytes(), "crash"))
+    embedding = EmbedderClient(folder / "embedder.sock").embed(paths)
+    assert embedding.problems == {7: "its decoding crashes (SIGSEGV)"}
+    assert len(embedding.features) == 19
+    decoders.close()
 
 
 def test_no_embedder_is_said_at_once(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 The file that ``TANDEM_CHAOS`` names says how many seconds the clock is off, and how often a process is killed, as
 ``kill -9`` does it, right before or after it makes something durable or visible: the moments that matter most. What
-dead processes left is cleared away after seconds, not after an hour.
+dead processes left is cleared away after seconds, not after an hour. Images that end with an order are obeyed by
+whoever decodes them; that file says how long it may take.
 """
 
+import ctypes
 import importlib.abc
 import importlib.machinery
 import json
@@ -12,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,7 +55,67 @@ def hurry_retention(module):
     module.RETENTION_INTERVAL_S = 2.0
 
 
-CHANGES = {"backend.bootstrap.adapters": move_clock, "backend.worker": hurry_retention}
+def spin():
+    while True:
+        pass
+
+
+def hoard():
+    """Take a gigabyte, which is more than the tests' limits allow."""
+    return [bytearray(2**20) for _ in range(2**10)]
+
+
+def be_killed_once(witness):
+    """Be killed by somebody, unless it has happened before."""
+    if not Path(witness).exists():
+        Path(witness).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def corrupt():
+    """Leave this process in a state in which the next image, whichever it is, will crash it."""
+    ORDERS[b""] = ORDERS[b"crash"]
+
+
+ORDERS = {
+    b"crash": lambda: ctypes.string_at(0),
+    b"abort": os.abort,
+    b"exit": lambda: os._exit(7),
+    b"sleep": lambda: time.sleep(10**6),
+    b"spin": spin,
+    b"hoard": hoard,
+    b"fail": lambda: 1 / 0,
+    b"corrupt": corrupt,
+    b"be killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+
+
+def obey_images(module):
+    real = module._decode
+
+    def decode(source, *arguments):
+        order = Path(source).read_bytes().partition(b"tandem-chaos:")[2] if Path(source).exists() else b""
+        what, _, argument = order.partition(b" once ")
+        if argument:
+            be_killed_once(os.fsdecode(argument))
+        elif what in ORDERS:
+            ORDERS[what]()
+        return real(source, *arguments)
+
+    module._decode = decode
+
+
+def limit_decoding(module):
+    known = {name: value for name, value in control().items() if name in ("processor_s", "clock_s")}
+    module.TIME_LIMITS = module.TimeLimits(**known)
+
+
+CHANGES = {
+    "model.transforms": obey_images,
+    "model.decoding": limit_decoding,
+    "backend.bootstrap.adapters": move_clock,
+    "backend.worker": hurry_retention,
+}
 
 
 class Changed(importlib.abc.MetaPathFinder):

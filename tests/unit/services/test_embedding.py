@@ -179,6 +179,15 @@ class TestOnTheSpot:
         np.testing.assert_allclose(rows[1], world.embedder.features(b"cat 2", BASE_DIGEST), rtol=1e-2)  # type: ignore[arg-type]
         assert world.images.fetched == []
 
+    def test_without_the_embedder_known_images_are_looked_up_all_the_same(self, world: World) -> None:
+        world.see_tasks(pets(3))
+        world.embed()
+        world.see_tasks({4: "cat"})
+        world.embedder.down = True
+        rows = world.embedding.features_of(world.project, list(world.tasks.values()), BASE_DIGEST, later())
+        np.testing.assert_allclose(rows[1], world.embedder.features(b"cat 2", BASE_DIGEST), rtol=1e-2)  # type: ignore[arg-type]
+        assert rows[3] == "the embedding process is not up yet: try again shortly"
+
     def test_unknown_images_are_embedded_and_kept(self, world: World) -> None:
         tasks = world.see_tasks(pets(3))
         rows = world.embedding.features_of(world.project, tasks, BASE_DIGEST, later())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from backend.errors import ImageNotFound, JobCancelled, JobFailed, TrainingImpos
 from backend.promotion import backbone_key
 from backend.services import finetuning
 from backend.services.finetuning import FineTuning, FineTuningSettings
-from model.backbones import load_backbone
+from model.backbones import Backbone, load_backbone
+from model.features import Engine
 from model.folds import NetworkSplit
 from model.training import TrainingConfig
 from tests.world import PROJECT, World, pets
@@ -104,6 +106,36 @@ def test_a_network_is_learned_and_competes(
         assert candidate.status is VersionStatus.REJECTED
         assert shown.active == before
         assert shown.project.backbone_digest == before.backbone_digest
+
+
+def test_images_that_nobody_has_decoded_yet_are_left_out(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they may hold, they cannot harm the process that fine-tunes."""
+    names = {200: "cat", 201: "dog"}
+    for task in shown.see_tasks(names):
+        shown.images.contents[task.image_url or ""] = b"broken file"
+    shown.label({200: "cat"})
+    shown.embed()
+    with shown.database.transaction() as stores:
+        stores.tasks.forgive_problems(PROJECT)
+    assert all(shown.tasks[number].image_digest for number in names)
+    decoded: list[Path] = []
+    embed, fit = Engine.embed, finetuning.finetune
+
+    def watched_fit(backbone: Backbone, paths: list[Path], *arguments: Any, **options: Any) -> Any:
+        decoded.extend(paths)
+        return fit(backbone, paths, *arguments, **options)
+
+    def watched_embed(engine: Engine, paths: list[Path], **options: Any) -> Any:
+        decoded.extend(paths)
+        return embed(engine, paths, **options)
+
+    monkeypatch.setattr(finetuning, "finetune", watched_fit)
+    monkeypatch.setattr(Engine, "embed", watched_embed)
+    service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    assert len({path.name for path in decoded}) == N + 4
+    assert not any(path.read_bytes().startswith(b"broken") for path in decoded)
 
 
 def test_images_that_are_gone_are_left_out(shown: World, tmp_path: Path) -> None:
