@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from backend.errors import ImageError
-from backend.measurements import counting, image_fetches
+from backend.measurements import Counting, image_fetches
 from backend.ports import CachedImage, ImageSource
 
 SCHEMES = ("http", "https", "data", "s3", "gs", "azure-blob")
@@ -30,7 +30,7 @@ class MeasuredImages:
             outcome = _outcome(error)
             raise
         finally:
-            with counting():
+            with Counting():
                 image_fetches.labels(_scheme(image_url), outcome).inc()
 
     def cached(self, digest: str) -> CachedImage | None:

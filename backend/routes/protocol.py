@@ -20,7 +20,7 @@ from backend.label_studio.payloads import (
     parse_event,
     parse_training_request,
 )
-from backend.measurements import counting, predict_durations, suggestions
+from backend.measurements import Counting, predict_durations, suggestions
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
@@ -73,7 +73,7 @@ def answer_predict(container: Container, body: bytes) -> bytes:
     response = encode_json(encode_predict_response(answer.results, answer.schema))
     n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
     images = "unknown" if answer.n_unknown_images else "known"
-    with counting():
+    with Counting():
         suggestions.labels("made").inc(n_suggested)
         suggestions.labels("none").inc(len(answer.results) - n_suggested)
         predict_durations.labels(images).observe(time.perf_counter() - started_s)

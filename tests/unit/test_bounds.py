@@ -16,7 +16,7 @@ import pytest
 from backend import embedding_server
 from backend.domain import JobKind, JobStatus
 from backend.embedding_server import N_FINETUNED_ENGINES, EmbeddingServer
-from backend.measurements import counting
+from backend.measurements import Counting
 from backend.promotion import version_key
 from backend.services.prediction import N_LOADED_VERSIONS
 from tests.factories import make_annotation
@@ -72,7 +72,7 @@ def test_queued_jobs(world: World) -> None:
 
 
 def test_counting_fails_nothing_where_its_disk_is_full() -> None:
-    with counting():
+    with Counting():
         raise OSError(errno.ENOSPC, "no space left on device")
-    with pytest.raises(ZeroDivisionError), counting():
+    with pytest.raises(ZeroDivisionError), Counting():
         raise ZeroDivisionError
