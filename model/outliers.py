@@ -4,6 +4,9 @@ An image's distance is the mean of one minus the cosine to its ``N_NEIGHBOURS`` 
 features as they are. (In the space that heads are fitted in, rare directions count as much as common ones, and all
 images are about equally far apart: there strangers do not stand out.) It is an outlier beyond Tukey's fence: the third
 quartile, and one and a half times the distance between the quartiles more.
+
+Of ten photos of other sets put among the 300 to 1,137 of one, 93 and 98 in 100 were outliers, by backbone; of a set's
+own photos 0.3 to 6 in 100 (``benchmarks/planted.py``).
 """
 
 from __future__ import annotations
