@@ -110,9 +110,11 @@ def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Curve], list[L
 
 
 def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], limits: Sequence[Limit]) -> None:
+    strategies = " ".join(dict.fromkeys(curve.strategy for curve in curves))
+    options = f"--images DIR --weights-dir DIR --test-split FILE --strategies {strategies}"
     report = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.active --images DIR --weights-dir DIR --test-split FILE",
+        "command": f"python -m benchmarks.active {options} --batch-size {arguments.batch_size}",
         "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("numpy", "scipy", "torch", "torchvision")},
         "load": os.getloadavg()[0],
