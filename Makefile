@@ -42,8 +42,9 @@ test: $(READY)  ## every test that this machine can run; the first run also inst
 	$(IN_VENV) pytest
 
 KILLS ?= 300
-chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothing acknowledged is lost (KILLS=300 SEED=7)
-	$(IN_VENV) pytest tests/chaos -s --chaos-kills $(KILLS) $(if $(SEED),--chaos-seed $(SEED))
+chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothing acknowledged is lost (KILLS=300 SEED=7 FINETUNE=1)
+	$(IN_VENV) pytest tests/chaos -s --chaos-kills $(KILLS) $(if $(SEED),--chaos-seed $(SEED)) \
+		$(if $(FINETUNE),--chaos-finetune)
 
 SOAK_S ?= 600
 soak: $(READY)  ## three web processes and three workers on one PostgreSQL for ten minutes (SOAK_S=600)

@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--postgresql-url", help="database that tests of the stores may empty, instead of a server of their own"
     )
     parser.addoption("--chaos-kills", type=int, default=20, help="processes that the chaos test kills")
+    parser.addoption("--chaos-finetune", action="store_true", help="networks are fine-tuned while all is killed")
     parser.addoption("--soak-s", type=float, default=10.0, help="seconds that the soak on PostgreSQL lasts")
     parser.addoption("--chaos-seed", type=int, help="what the chaos test draws from, as a failed one printed it")
 

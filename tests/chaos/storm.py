@@ -36,6 +36,7 @@ KILL_WEIGHTS = {
     "worker": 3.0,
     "web master": 1.0,
     "embedder": 1.0,
+    "decoder": 2.0,
     "web supervisor": 0.5,
     "worker supervisor": 0.5,
 }

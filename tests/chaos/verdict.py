@@ -15,6 +15,7 @@ import requests
 from backend.adapters.features import FeatureFiles
 from backend.domain import INTERRUPTED
 from backend.promotion import TrainedLabels
+from model.backbones import load_saved_backbone
 from model.checkpoint import load_out_of_fold, load_predictor
 from tests.chaos.label_studio import PROJECT_ID, LabelStudio, Truth
 from tests.chaos.processes import Processes
@@ -76,9 +77,9 @@ def suggestions_missing(truth: Truth, tandem: Processes) -> str | None:
     """Tell whether each unlabelled task has one suggestion of the active version, and the annotators see it."""
     active = rows(tandem.model_dir, "SELECT name, n_labels FROM version WHERE status = 'active'")
     n_labels = len(truth.tasks) - len(truth.unlabelled())
-    newest = rows(tandem.model_dir, "SELECT n_labels FROM version ORDER BY number DESC LIMIT 1")
+    newest = rows(tandem.model_dir, "SELECT n_labels FROM version WHERE kind = 'head' ORDER BY number DESC LIMIT 1")
     if newest != [(n_labels,)]:
-        return f"the newest version knows {newest} labels of {n_labels}"
+        return f"the newest head knows {newest} labels of {n_labels}"
     if not active:
         return "no version is active"
     name = active[0][0]
@@ -104,6 +105,7 @@ class EndState:
 
     labels: dict[str, str]
     suggestions: dict[str, tuple[str, float]]
+    backbone: str
     checkpoint: str
     features: dict[str, np.ndarray[Any, Any]]
 
@@ -123,6 +125,7 @@ def end_state(truth: Truth, tandem: Processes) -> EndState:
     return EndState(
         labels={images[task_id]: str(name) for task_id, name, _ in truth.labels().values() if name},
         suggestions=suggestions,
+        backbone=backbone,
         checkpoint=name.rsplit("-", 1)[1],
         features=dict(zip(digests, found, strict=True)),
     )
@@ -146,6 +149,8 @@ def check_rest(tandem: Processes) -> None:
         load_predictor(folder)
         load_out_of_fold(folder)
         TrainedLabels.read(folder)
+    for folder in (model_dir / "artifacts").glob("backbones/*"):
+        assert load_saved_backbone(folder).digest == folder.name
     assert leftovers(tandem) is None
     for backbone in (model_dir / "features").iterdir():
         assert len(list(backbone.glob("rows*"))) == len(list(backbone.glob("keys*"))) == 1
