@@ -32,6 +32,7 @@ N_CLIENTS = 16
 SAMPLE_EVERY_S = 5.0
 ROLES = {
     "backend.embedder": "embedder",
+    "model.decoder": "decoder",
     "backend.job_process": "child",
     "--no-embedder": "worker",
     "gunicorn": "web",
