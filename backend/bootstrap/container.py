@@ -22,6 +22,7 @@ from backend.domain import Disclosure, JobKind, TrainingPolicy
 from backend.label_studio.inspection import Inspection
 from backend.measurements import counts
 from backend.ports import ReportProgress
+from backend.processes import one_linear_algebra_thread
 from backend.routes.metrics import DatabaseMetrics, MachineMetrics
 from backend.scheduling import Scheduler
 from backend.services.backup import Backup
@@ -298,6 +299,9 @@ class Container(Adapters):
     def worker(self) -> Worker:
         """Return a worker with a lane for what waits, one for images, one for heads, one for fine-tuning."""
         in_thread = ThreadExecutor(self.job_handlers)
+        # All of its linear algebra is loaded here, because its threads can only be limited afterwards.
+        _ = self.querying
+        one_linear_algebra_thread()
         self.retention.clean()
         heads = ProcessExecutor(keep_warm=True)
         heads.warm_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -104,3 +105,26 @@ def test_many_small_files_of_huge_images_take_the_memory_of_one(mode: str) -> No
     assert len(content) < 200_000
     run = subprocess.run([sys.executable, "-c", DECODE_MANY], input=content, capture_output=True, check=True)
     assert int(run.stdout) < 350
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from threadpoolctl import threadpool_info
+from backend.bootstrap import Container
+from backend.settings import Settings
+
+container = Container(Settings(model_dir=Path(sys.argv[1])))
+worker = container.worker()
+for handle in (container.querying, container.pushing, container.embedding, container.reconciliation):
+    assert handle
+print(sorted(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"))
+for lane in worker._lanes:
+    lane.executor.close()
+"""
+
+
+def test_a_worker_computes_in_one_thread(tmp_path: Path) -> None:
+    """Those of a linear algebra wait for each other by spinning: choosing what to label next took twice the time."""
+    run = subprocess.run([sys.executable, "-c", WORKER, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert set(json.loads(run.stdout)) == {1}
