@@ -187,4 +187,5 @@ def test_nothing_is_lost_and_all_ends_well(
     for image, row in undisturbed.features.items():
         np.testing.assert_array_equal(disturbed.features[image], row)
     assert disturbed.suggestions == undisturbed.suggestions
+    assert disturbed.finetuned == undisturbed.finetuned
     assert disturbed.checkpoint == undisturbed.checkpoint

@@ -23,6 +23,7 @@ from tests.chaos.processes import Processes
 from tests.chaos.storm import IDENTITY, rows, stored_annotations
 from tests.e2e.loop import LABEL_CONFIG
 
+NEWEST_NETWORK = "SELECT backbone_digest FROM version WHERE kind = 'finetune' ORDER BY number DESC LIMIT 1"
 TEMPORARY = ("**/.*", "**/*.tmp")
 
 
@@ -107,6 +108,7 @@ class EndState:
     labels: dict[str, str]
     suggestions: dict[str, tuple[str, float]]
     backbone: str
+    finetuned: list[str]
     checkpoint: str
     features: dict[str, np.ndarray[Any, Any]]
 
@@ -127,6 +129,7 @@ def end_state(truth: Truth, tandem: Processes) -> EndState:
         labels={images[task_id]: str(name) for task_id, name, _ in truth.labels().values() if name},
         suggestions=suggestions,
         backbone=backbone,
+        finetuned=[digest for (digest,) in rows(tandem.model_dir, NEWEST_NETWORK)],
         checkpoint=name.rsplit("-", 1)[1],
         features=dict(zip(digests, found, strict=True)),
     )
