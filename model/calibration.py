@@ -2,12 +2,15 @@
 
 Temperature scaling divides all logits by one number T > 0 (Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern
 Neural Networks", 2017). T must be fitted on logits of images that the head was not fitted on. A few dozen of them
-say little about T, and where all are right they ask for T = 0; so T is the maximum a posteriori under a normal
-prior of log T. Heads that see more labels are less over-confident, and the final head sees a fold more than those
-that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to a share that the prior names.
+say little about T, and where all are right they ask for T = 0; so T is the maximum a posteriori under a prior of
+log T, normal on either side of what is expected. Heads that see more labels are less over-confident, and the final
+head sees a fold more than those that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to
+``SMALLEST_FINAL_SHARE``.
 
-A head that believes its own guesses about the pool is surer of itself than its labels allow, and folds show less of
-it: they are held out of the labels, but all heads share the pool. So it has a prior of its own.
+What to expect of T follows from the logits themselves and how many labels taught them: on photos it is their spread
+divided by the fourth root of the labels per class, for heads with and without a pool, with one class per image and
+with several. The spread is the standard deviation of an image's logits over its classes; a class that is there or not
+counts as two, with logits z/2 and -z/2.
 
 The constants were found on photos, with 5 to 50 labels per class and two backbones.
 
@@ -25,31 +28,20 @@ from numpy.typing import NDArray
 
 from model.logits import calibrated
 
+PRECISION_BELOW = 40.0
+PRECISION_ABOVE = 14.0
+"""One over the variance of log T, on either side of what is expected: labels that mean nothing ask for far more."""
+LABELS_PER_CLASS_RANGE = (1, 50)
+"""Within it more labels lower what is expected of T; beyond it they say enough themselves."""
+TYPICAL_TEMPERATURE = 5.0
+"""What is expected without a look at logits."""
 FINAL_HEAD_GAIN = 1.5
+SMALLEST_FINAL_SHARE = 0.75
 LOG_TEMPERATURE_RANGE = (-3.0, 7.0)
 N_BISECTIONS = 14
 MAX_TEMPERATURE_IMAGES = 3000
 """One number is known well enough from every so-many-th of more images."""
 N_BINS = 15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemperaturePrior:
-    """What T is expected to be before any image is looked at.
-
-    Attributes:
-        temperature: the median of T.
-        precision: one over the variance of log T.
-        smallest_final_share: what is left at least of T for the head on all labels, from 0 to 1.
-    """
-
-    temperature: float
-    precision: float
-    smallest_final_share: float
-
-
-LABELS_ALONE = TemperaturePrior(temperature=4.0, precision=8.0, smallest_final_share=0.6)
-HELPED_BY_POOL = TemperaturePrior(temperature=7.0, precision=20.0, smallest_final_share=0.75)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +67,19 @@ class Reliability:
 def fit_temperature(
     logits: NDArray[np.floating[Any]],
     targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
-    prior: TemperaturePrior = LABELS_ALONE,
+    expected: float | None = None,
 ) -> float:
-    """Return T for out-of-fold logits, (n, k): what the prior expects of it when n is 0.
+    """Return T for out-of-fold logits, (n, k): what is expected of it when n is 0.
 
     Args:
         logits: of images that the head they come from was not fitted on.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
-        prior: of the head.
+        expected: of T, without a look at the images; ``expected_temperature`` without.
     """
     multiple = targets.ndim == 2
+    if expected is None:
+        expected = expected_temperature(logits, multiple=multiple)
+    expected_log = math.log(expected)
     step = -(-max(1, len(logits)) // MAX_TEMPERATURE_IMAGES)
     logits, targets = logits[::step], targets[::step]
     wide = logits.astype(np.float64)
@@ -96,18 +91,35 @@ def fit_temperature(
     for _ in range(N_BISECTIONS):
         middle = (coldest + hottest) / 2
         # The slope of the log loss by 1/T: what the probabilities expect of the logits, less what is true.
-        expected = calibrated(wide, float(np.exp(middle)), multiple=multiple)
-        slope = float((expected * wide).sum(dtype=np.float64)) - true_sum
-        if slope * np.exp(-middle) > prior.precision * (middle - np.log(prior.temperature)):
+        probabilities = calibrated(wide, float(np.exp(middle)), multiple=multiple)
+        slope = float((probabilities * wide).sum(dtype=np.float64)) - true_sum
+        if slope * np.exp(-middle) > _pull(middle - expected_log):
             coldest = middle
         else:
             hottest = middle
     return float(np.exp((coldest + hottest) / 2))
 
 
-def final_temperature(temperature: float, n_images: int, prior: TemperaturePrior = LABELS_ALONE) -> float:
+def _pull(distance: float) -> float:
+    """Return the slope of the negative log prior at a distance from the expected log T."""
+    return (PRECISION_BELOW if distance < 0 else PRECISION_ABOVE) * distance
+
+
+def expected_temperature(logits: NDArray[np.floating[Any]], *, multiple: bool) -> float:
+    """Return what T is expected to be for out-of-fold logits, (n, k), of all images that will fit it."""
+    n_images, n_classes = logits.shape
+    if not n_images:
+        return TYPICAL_TEMPERATURE
+    wide = logits.astype(np.float64)
+    spread = float(np.abs(wide).mean()) / 2 if multiple else float(wide.std(axis=1).mean())
+    fewest, most = LABELS_PER_CLASS_RANGE
+    expected = spread / math.pow(min(max(n_images / n_classes, fewest), most), 0.25)
+    return min(max(expected, math.exp(LOG_TEMPERATURE_RANGE[0])), math.exp(LOG_TEMPERATURE_RANGE[1]))
+
+
+def final_temperature(temperature: float, n_images: int) -> float:
     """Return T for the head on all labels from the T that fits out-of-fold logits of ``n_images``."""
-    return temperature * max(prior.smallest_final_share, 1 - FINAL_HEAD_GAIN / math.sqrt(max(1, n_images)))
+    return temperature * max(SMALLEST_FINAL_SHARE, 1 - FINAL_HEAD_GAIN / math.sqrt(max(1, n_images)))
 
 
 def reliability(

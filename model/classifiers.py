@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.discriminant import Moments, fit_lda, fit_one_vs_rest_lda, fit_pool_lda, prior_of
+from model.discriminant import GUESS_TEMPERATURE, Moments, fit_lda, fit_one_vs_rest_lda, fit_pool_lda, prior_of
 from model.head import FloatArray
 from model.logistic import fit_multinomial, fit_one_vs_rest
 from model.logits import LinearMap, calibrated
@@ -88,7 +88,7 @@ def _combinations(
     labelled = _average(discriminant, logistic, coordinates, _logistic_share(moments))
     if not len(pool):
         return {"labelled": labelled}
-    guesses = [calibrated(each.logits(pool), 1.0, multiple=multiple) for each in (discriminant, logistic)]
+    guesses = [calibrated(each.logits(pool), GUESS_TEMPERATURE, multiple=multiple) for each in (discriminant, logistic)]
     helped = fit_pool_lda(moments, pool, np.mean(guesses, axis=0, dtype=np.float32), multiple=multiple)
     return {"pool": helped, "labelled": labelled}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import HELPED_BY_POOL, LABELS_ALONE, TemperaturePrior, final_temperature, fit_temperature
+from model.calibration import TYPICAL_TEMPERATURE, final_temperature, fit_temperature
 from model.classifiers import fit_multi_label, fit_single_label
 from model.conformal import cross_fitted_report, fit_conformal
 from model.discriminant import moments_of
@@ -35,7 +35,6 @@ MAX_LABELLED_IMAGES = 20_000
 """More labels are thinned out, the largest classes first: by then a linear head has long learned what it can."""
 STANDARD_ERRORS_TO_CHANGE = 2.0
 """By how many a method must be better than the one to expect most of."""
-TEMPERATURE_PRIORS = {"pool": HELPED_BY_POOL, "labelled": LABELS_ALONE}
 
 
 class TooFewLabels(Exception):
@@ -134,9 +133,9 @@ def learn(
     folds = _folds(examples, problem.coordinates)
     fitted = problem.fit(np.empty(0, np.intp))
     method, chosen = _choose(_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
-    linear_map, prior = fitted[method], TEMPERATURE_PRIORS[method]
-    temperature = final_temperature(fit_temperature(chosen, targets, prior), len(judged), prior)
-    probabilities = _cross_fitted(chosen, targets, folds, prior)
+    linear_map = fitted[method]
+    temperature = final_temperature(fit_temperature(chosen, targets), len(judged))
+    probabilities = _cross_fitted(chosen, targets, folds)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
     predictor = Predictor(
         class_names=class_names,
@@ -229,11 +228,12 @@ def _out_of_fold_logits(
 def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.intp]) -> tuple[str, FloatArray]:
     """Return the best method, and out-of-fold logits of the choice.
 
-    For each fold the choice is made on the other folds, so that the logits are those of an honest choice.
+    For each fold the choice is made on the other folds, so that the logits are those of an honest choice. The same
+    temperature is expected of all methods: one that is misled, and for that all too sure, must not be forgiven it.
     """
     losses = {}
     for method, each in logits.items():
-        temperature = fit_temperature(each, targets, TEMPERATURE_PRIORS[method])
+        temperature = fit_temperature(each, targets, TYPICAL_TEMPERATURE)
         losses[method] = log_losses(calibrated(each, temperature, multiple=targets.ndim == 2), targets)
     honest = np.empty_like(next(iter(logits.values())))
     for fold in np.unique(folds):
@@ -257,11 +257,11 @@ def _best(losses: dict[str, NDArray[np.float64]]) -> str:
     return lowest if excess.mean() > STANDARD_ERRORS_TO_CHANGE * excess.std() / np.sqrt(len(excess)) else first
 
 
-def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp], prior: TemperaturePrior) -> FloatArray:
+def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp]) -> FloatArray:
     """Return probabilities, each with a temperature fitted on the other folds."""
     probabilities = np.empty_like(logits)
     for fold in np.unique(folds):
         here = folds == fold
-        temperature = fit_temperature(logits[~here], targets[~here], prior)
+        temperature = fit_temperature(logits[~here], targets[~here])
         probabilities[here] = calibrated(logits[here], temperature, multiple=targets.ndim == 2)
     return probabilities

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from model.calibration import (
-    HELPED_BY_POOL,
-    LABELS_ALONE,
-    TemperaturePrior,
+    SMALLEST_FINAL_SHARE,
+    expected_temperature,
     final_temperature,
     fit_temperature,
     reliability,
@@ -35,33 +34,62 @@ def test_temperature_of_several_classes_per_image(factor: float) -> None:
     assert fit_temperature(factor * logits, targets) == pytest.approx(factor, rel=0.05)
 
 
-@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
-def test_temperature_of_few_images_stays_near_what_is_expected(prior: TemperaturePrior) -> None:
+def test_temperature_of_few_images_stays_near_what_is_expected() -> None:
     logits = np.array([[30.0, 0.0], [0.0, 30.0]], np.float32)
     # Both are right: without a prior T would run to zero.
-    assert fit_temperature(logits, np.array([0, 1]), prior) == pytest.approx(prior.temperature, rel=0.1)
-    assert fit_temperature(logits[:0], np.zeros(0, int), prior) == pytest.approx(prior.temperature, rel=1e-2)
+    expected = expected_temperature(logits, multiple=False)
+    assert expected == pytest.approx(15)
+    assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(expected, rel=0.1)
+    assert fit_temperature(logits, np.array([0, 1]), 40.0) == pytest.approx(40, rel=0.1)
 
 
-@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
-def test_many_images_overrule_what_was_expected(prior: TemperaturePrior) -> None:
+@pytest.mark.parametrize("multiple", [False, True])
+def test_without_an_image_a_typical_temperature_is_expected(multiple: bool) -> None:
+    targets = np.zeros((0, 2), bool) if multiple else np.zeros(0, int)
+    assert fit_temperature(np.zeros((0, 2), np.float32), targets) == pytest.approx(5, rel=1e-2)
+
+
+def test_what_is_expected_grows_with_the_logits_and_falls_with_the_labels_per_class() -> None:
+    logits, _ = honest_logits(8)
+    expected = expected_temperature(logits, multiple=False)
+    assert expected_temperature(3 * logits, multiple=False) == pytest.approx(3 * expected)
+    assert expected_temperature(np.tile(logits, (16, 1)), multiple=False) == pytest.approx(expected / 2)
+    assert expected_temperature(logits + 7, multiple=False) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_class_that_is_there_or_not_counts_as_two() -> None:
+    random = np.random.default_rng(8)
+    single = random.normal(size=(40, 2)).astype(np.float32)
+    there_or_not = single[:, :1] - single[:, 1:]
+    # One class has twice the labels per class that two have.
+    of_two = expected_temperature(single, multiple=False)
+    assert expected_temperature(there_or_not, multiple=True) * 2**0.25 == pytest.approx(of_two, rel=1e-5)
+
+
+def test_many_images_overrule_what_was_expected() -> None:
     logits, targets = honest_logits(20_000)
-    assert fit_temperature(logits, targets, prior) == pytest.approx(1.0, rel=0.05)
+    assert fit_temperature(logits, targets) == pytest.approx(1.0, rel=0.05)
 
 
 @pytest.mark.parametrize("n_images", [50, 5000])
-@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
-def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int, prior: TemperaturePrior) -> None:
+def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int) -> None:
     logits = 1000 * np.eye(5, dtype=np.float32)[np.arange(n_images) % 5]
-    temperature = fit_temperature(logits, np.arange(n_images) % 5, prior)
-    assert prior.temperature / 2 < temperature < 2 * prior.temperature
+    expected = expected_temperature(logits, multiple=False)
+    assert expected / 2 < fit_temperature(logits, np.arange(n_images) % 5) < 2 * expected
 
 
-@pytest.mark.parametrize("prior", [LABELS_ALONE, HELPED_BY_POOL])
-def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few(prior: TemperaturePrior) -> None:
-    assert final_temperature(4.0, 0, prior) == final_temperature(4.0, 5, prior) == 4 * prior.smallest_final_share
-    assert final_temperature(4.0, 100, prior) < final_temperature(4.0, 10_000, prior) < 4.0
-    assert final_temperature(4.0, 1_000_000, prior) == pytest.approx(4.0, rel=0.01)
+@pytest.mark.parametrize("multiple", [False, True])
+def test_few_labels_that_mean_nothing_make_the_head_less_sure_than_expected(multiple: bool) -> None:
+    random = np.random.default_rng(9)
+    logits = 10 * random.normal(size=(60, 3)).astype(np.float32)
+    targets = random.random((60, 3)) < 0.5 if multiple else random.integers(0, 3, 60)
+    assert fit_temperature(logits, targets) > 1.3 * expected_temperature(logits, multiple=multiple)
+
+
+def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few() -> None:
+    assert final_temperature(4.0, 0) == final_temperature(4.0, 5) == 4 * SMALLEST_FINAL_SHARE
+    assert final_temperature(4.0, 100) < final_temperature(4.0, 10_000) < 4.0
+    assert final_temperature(4.0, 1_000_000) == pytest.approx(4.0, rel=0.01)
 
 
 def test_constant_logits_have_a_finite_temperature() -> None:

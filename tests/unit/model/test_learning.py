@@ -1,11 +1,15 @@
 import hashlib
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from json import dumps
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model import learning
+from model.checkpoint import save_checkpoint
 from model.evaluation import evaluate
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
 
@@ -237,6 +241,27 @@ def test_same_arguments_give_the_same_result() -> None:
     first, second = learn_from(examples, 3, pool), learn_from(examples, 3, pool)
     np.testing.assert_array_equal(first.predictor.head.weight, second.predictor.head.weight)
     np.testing.assert_array_equal(first.out_of_fold.probabilities, second.out_of_fold.probabilities)
+
+
+def checkpoint_digest(folder: Path, seed: int) -> str:
+    """Learn with more images than are looked at, so that chance has its part, and save."""
+    examples, pool = make_examples(np.arange(60) % 3), make_features(np.arange(3000) % 3, 2)
+    learned = learn(examples, names(3), multiple=False, block_sizes=BLOCK_SIZES, pool=pool, seed=seed)
+    folder.mkdir()
+    return save_checkpoint(folder, learned, backbone_digest="f00d", snapshot="5a")
+
+
+def test_the_same_seed_gives_the_same_checkpoint_in_every_process(tmp_path: Path) -> None:
+    first, other = checkpoint_digest(tmp_path / "first", 1), checkpoint_digest(tmp_path / "other", 2)
+    assert first != other
+    code = f"""
+from pathlib import Path
+from tests.unit.model.test_learning import checkpoint_digest
+print(checkpoint_digest(Path({str(tmp_path / "again")!r}), 1))
+"""
+    root = Path(__file__).parents[3]
+    again = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert again.stdout.split()[-1] == first
 
 
 def test_too_few_labels_say_so() -> None:
