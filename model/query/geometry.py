@@ -140,7 +140,7 @@ def cluster_centres(
         left = np.minimum(squared_distances(rows[drawn], rows), closest) @ weights
         return int(drawn[left.argmin()])
 
-    first = int(_draw(weights, 1, random)[0])
+    first = int(random.integers(len(rows)))
     distances_to = distances_among(rows)
     chosen, _ = choose_greedily(distances_to(first), distances_to, n_clusters - 1, best_of_several)
     centres = rows[[first, *chosen]]
