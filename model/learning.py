@@ -132,9 +132,11 @@ def learn(
     targets = examples.targets[judged]
     folds = _folds(examples, problem.coordinates)
     fitted = problem.fit(np.empty(0, np.intp))
-    method, chosen = _choose(_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
+    method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
     linear_map = fitted[method]
-    temperature = final_temperature(fit_temperature(chosen, targets), len(judged))
+    scale = _scale(linear_map, problem.coordinates)
+    expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
+    temperature = scale * final_temperature(fit_temperature(chosen, targets, expected), len(judged))
     probabilities = _cross_fitted(chosen, targets, folds)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
     predictor = Predictor(
@@ -150,7 +152,7 @@ def learn(
         method=method,
         candidates=tuple(fitted),
         seed=seed,
-        uncalibrated=evaluate(calibrated(chosen, 1.0, multiple=multiple), targets, multiple=multiple),
+        uncalibrated=evaluate(calibrated(chosen, 1 / scale, multiple=multiple), targets, multiple=multiple),
         calibrated=evaluate(probabilities, targets, multiple=multiple, thresholds=thresholds),
         conformal=cross_fitted_report(probabilities, targets, folds),
         out_of_fold=OutOfFold(digests=tuple(examples.digests[index] for index in judged), probabilities=probabilities),
@@ -213,20 +215,35 @@ def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
 
 def _out_of_fold_logits(
     problem: _Problem, methods: tuple[str, ...], judged: NDArray[np.intp], folds: NDArray[np.intp]
-) -> dict[str, FloatArray]:
-    """Return each method's logits, (n judged, k), of the judged images, fitted without their fold."""
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Return each method's logits, (n judged, k), of the judged images, fitted without their fold, and their scales.
+
+    The scale of the head that an image's logits are of, (n judged, 1), says how sure that head is of everything.
+    """
     shape = (len(judged), problem.memberships.shape[1])
     logits: dict[str, FloatArray] = {method: np.zeros(shape, np.float32) for method in methods}
+    scales: dict[str, FloatArray] = {method: np.ones((len(judged), 1), np.float32) for method in methods}
     for fold in np.unique(folds):
         held_out = judged[folds == fold]
-        fitted = problem.fit(held_out)
-        for method in methods:
-            logits[method][folds == fold] = fitted[method].logits(problem.coordinates[held_out])
-    return logits
+        for method, linear_map in problem.fit(held_out).items():
+            if method in logits:
+                logits[method][folds == fold] = linear_map.logits(problem.coordinates[held_out])
+                scales[method][folds == fold] = _scale(linear_map, problem.coordinates)
+    return logits, scales
 
 
-def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.intp]) -> tuple[str, FloatArray]:
-    """Return the best method, and out-of-fold logits of the choice.
+def _scale(linear_map: LinearMap, coordinates: FloatArray) -> float:
+    """Return the standard deviation of logits over classes, in the mean over rows."""
+    return float(linear_map.logits(coordinates).std(axis=1).mean()) or 1.0
+
+
+def _choose(
+    logits: dict[str, FloatArray], scales: dict[str, FloatArray], targets: Targets, folds: NDArray[np.intp]
+) -> tuple[str, FloatArray]:
+    """Return the best method, and out-of-fold logits of the choice in units of the scale of each head.
+
+    In such units heads agree. A wrong label makes all those doubt that are fitted with it: the one without it, whose
+    fold it is in, would by its own logits be surest of all of just this image.
 
     For each fold the choice is made on the other folds, so that the logits are those of an honest choice. The same
     temperature is expected of all methods: one that is misled, and for that all too sure, must not be forgiven it.
@@ -238,7 +255,8 @@ def _choose(logits: dict[str, FloatArray], targets: Targets, folds: NDArray[np.i
     honest = np.empty_like(next(iter(logits.values())))
     for fold in np.unique(folds):
         here = folds == fold
-        honest[here] = logits[_best({method: each[~here] for method, each in losses.items()})][here]
+        method = _best({name: each[~here] for name, each in losses.items()})
+        honest[here] = logits[method][here] / scales[method][here]
     return _best(losses), honest
 
 

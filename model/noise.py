@@ -3,7 +3,9 @@
 Northcutt, Jiang and Chuang: "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021. An image counts as
 confidently of a class when the class's probability reaches the mean probability that the class has among images with
 its label; so a class that the model is timid about is not held to a higher standard than it can meet. A label is
-suspect when the image is confidently of another class and not most probably of its own.
+suspect when the image is confidently of another class and not most probably of its own. Of few images about which a
+model is alike sure, half lie below the mean however sure that is; so one is also suspect where its label is improbable
+by itself.
 
 Shapes: n labelled images, k classes.
 """
@@ -20,6 +22,7 @@ from model.evaluation import Probabilities, Targets
 TOLERANCE = 1e-6
 SMALLEST_THRESHOLD = 2e-6
 UNREACHABLE = 2.0
+IMPROBABLE = 0.1
 
 Doubles = NDArray[np.float64]
 
@@ -99,7 +102,7 @@ def _of_sets(probabilities: Doubles, targets: NDArray[np.bool_]) -> list[Suspect
 
 
 def _suspected(probabilities: Doubles, targets: Targets) -> NDArray[np.bool_]:
-    """Return which labels, (n,), are suspect: confidently of another class, and their own is not the likeliest."""
+    """Return which labels, (n,), are suspect: not the likeliest, and improbable or confidently of another class."""
     n_classes = probabilities.shape[1]
     counts = np.bincount(targets, minlength=n_classes)
     own = probabilities[np.arange(len(targets)), targets]
@@ -107,5 +110,5 @@ def _suspected(probabilities: Doubles, targets: Targets) -> NDArray[np.bool_]:
     thresholds = np.where(counts, np.maximum(means, SMALLEST_THRESHOLD), UNREACHABLE)
     confident = np.where(probabilities >= thresholds - TOLERANCE, probabilities, 0)
     elsewhere = (confident.max(axis=1) > 0) & (confident.argmax(axis=1) != targets)
-    suspected: NDArray[np.bool_] = elsewhere & (own < probabilities.max(axis=1) - TOLERANCE)
+    suspected: NDArray[np.bool_] = (elsewhere | (own <= IMPROBABLE)) & (own < probabilities.max(axis=1) - TOLERANCE)
     return suspected

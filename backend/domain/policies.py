@@ -89,6 +89,8 @@ class PromotionDecision:
 
 IMMATERIAL_LOG_LOSS = 0.01
 """A difference in log loss, in nats, that no annotator would notice."""
+FAR_MORE_LABELS = 1.5
+"""Times the labels of the active version."""
 
 
 def decide_promotion(
@@ -96,9 +98,10 @@ def decide_promotion(
 ) -> PromotionDecision:
     """Decide whether a candidate replaces the active version.
 
-    A head with more labels only has to be no worse than noise allows, because it knows more; a fine-tuned
-    network has to be better. Labels that the active version learned from and that were since withdrawn or
-    changed (``n_withdrawn``) decide at once: they must be unlearned.
+    A head with more labels only has to be no worse than noise allows, because it knows more; one with far more
+    labels to be as accurate: it may have seen wrong labels, which make it less sure of everything, and are found by
+    it alone. A fine-tuned network has to be better. Labels that the active version learned from and that were since
+    withdrawn or changed (``n_withdrawn``) decide at once: they must be unlearned.
     """
     if active is None:
         return PromotionDecision(promote=True, reason="first version of the project")
@@ -121,6 +124,9 @@ def decide_promotion(
         needed = "a fine-tuned network must be better by half a standard error"
         limit = -comparison.standard_error / 2
     promote = comparison.log_loss_difference <= limit
+    if not promote and candidate.kind is VersionKind.HEAD and candidate.n_labels >= FAR_MORE_LABELS * active.n_labels:
+        needed = "a head that knows half as many labels again must be as accurate"
+        promote = comparison.accuracy_difference >= 0
     return PromotionDecision(
         promote=promote,
         reason=(

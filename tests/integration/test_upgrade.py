@@ -190,7 +190,9 @@ def test_from_the_release_before_this_one_and_back(earlier: EarlierTandem, tmp_p
     world = World(folder, database)
     assert [version.name for version in world.versions] == versions
     assert len(world.annotations) == len(world.tasks) == 16
-    assert suggested(world) == expected
+    for here, there in zip(suggested(world), expected, strict=True):
+        # What is all but certain is written more finely than it was.
+        assert here == [*there[:2], pytest.approx(there[2], abs=1e-6), there[3]]
     world.label({1: "cat", 2: "dog"})
     world.fit()
     assert world.active.number == 3

@@ -217,6 +217,17 @@ def test_a_head_must_not_be_worse_and_a_network_must_be_better(
     assert ACTIVE.name in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("n_labels", "accuracy_difference", "expected"), [(18, 0.0, True), (18, -0.01, False), (17, 0.1, False)]
+)
+def test_a_head_that_knows_far_more_may_be_less_sure_but_not_less_accurate(
+    n_labels: int, accuracy_difference: float, expected: bool
+) -> None:
+    worse = replace(comparison(0.5), accuracy_difference=accuracy_difference)
+    candidate = make_version(2, n_labels=n_labels)
+    assert decide_promotion(candidate, make_version(1, n_labels=12), worse, n_withdrawn=0).promote is expected
+
+
 def test_withdrawn_labels_are_unlearned_even_at_a_price() -> None:
     decision = decide_promotion(make_version(2), ACTIVE, comparison(5.0), n_withdrawn=2)
     assert decision.promote

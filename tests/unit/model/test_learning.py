@@ -115,6 +115,18 @@ def test_labels_that_mean_nothing_are_not_believed() -> None:
     assert learned.calibrated.ece < learned.uncalibrated.ece
 
 
+def test_a_wrong_label_surprises_no_more_than_others_are_sure() -> None:
+    """The head fitted without it is far surer of everything than all the others, which it made doubt."""
+    targets = np.arange(24) % 3
+    examples = make_examples(targets, seed=0)
+    wrong = replace(examples, targets=np.concatenate([[1], targets[1:]]))
+    learned = learn_from(wrong, 3, make_features(np.arange(30) % 3, 99))
+    log_odds = np.sort(np.log(learned.out_of_fold.probabilities), axis=1)
+    sureness = log_odds[:, -1] - log_odds[:, -2]
+    assert learned.out_of_fold.probabilities[0].argmax() == targets[0]
+    assert sureness[0] < 4 * np.median(sureness[1:])
+
+
 @pytest.mark.parametrize("multiple", [False, True])
 def test_no_image_is_judged_by_what_its_own_label_taught(multiple: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # The temperature comes from the other folds, whose heads did see this one: it is held to look at the heads alone.

@@ -7,7 +7,7 @@ from cleanlab.rank import get_label_quality_scores
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.noise import suspects
+from model.noise import IMPROBABLE, suspects
 
 
 def noisy_problem(seed: int, n_images: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +37,7 @@ def test_finds_what_cleanlab_finds(seed: int, n_images: int, n_classes: int) -> 
     found = suspects(probabilities, targets)
     expected = find_label_issues(targets, probabilities, filter_by="confident_learning", n_jobs=1)
     rows = {suspect.row for suspect in found}
+    expected |= probabilities[np.arange(n_images), targets] <= IMPROBABLE
     assert rows ^ set(np.flatnonzero(expected).tolist()) <= judged_differently(probabilities, targets)
     quality = get_label_quality_scores(targets, probabilities, method="self_confidence")
     for suspect in found:
@@ -65,7 +66,9 @@ def test_finds_what_cleanlab_finds_where_an_image_may_have_several_classes(
         present = [column in suspect.suggested for column in range(n_classes)]
         row = probabilities[suspect.row]
         assert suspect.probability == pytest.approx(np.prod(np.where(present, row, 1 - row)))
-    np.testing.assert_array_equal(disputed, expected)
+    np.testing.assert_array_equal(
+        disputed, expected | (np.where(targets, probabilities, 1 - probabilities) <= IMPROBABLE)
+    )
 
 
 def test_a_flipped_label_is_found_and_corrected() -> None:
@@ -80,6 +83,15 @@ def test_a_flipped_label_is_found_and_corrected() -> None:
     assert worst.confidence == pytest.approx(0.95)
 
 
+def test_an_improbable_label_is_found_where_the_model_is_a_little_less_sure_than_elsewhere() -> None:
+    targets = np.arange(12) % 2
+    probabilities = np.where(np.eye(2)[targets] == 1, 0.98, 0.02)
+    targets[3] = 0
+    probabilities[3] = (0.03, 0.97)
+    (worst,) = suspects(probabilities, targets)
+    assert (worst.row, worst.suggested) == (3, (1,))
+
+
 def test_most_probably_wrong_comes_first() -> None:
     confidences = [suspect.confidence for suspect in suspects(*noisy_problem(1, 200, 4))]
     assert len(confidences) > 10
@@ -88,7 +100,7 @@ def test_most_probably_wrong_comes_first() -> None:
 
 def test_classes_without_a_label_and_no_image_at_all() -> None:
     probabilities, targets = noisy_problem(2, 50, 3)
-    wider = np.concatenate([probabilities * 0.9, np.full((50, 1), 0.1)], axis=1)
+    wider = np.concatenate([probabilities * 0.999, np.full((50, 1), 0.001)], axis=1)
     assert {suspect.row for suspect in suspects(wider, targets)} == {
         suspect.row for suspect in suspects(probabilities, targets)
     }
