@@ -9,7 +9,8 @@ from collections.abc import Callable
 import structlog
 from pydantic import BaseModel
 
-from backend.adapters.executors import JobMessage, lower_priority
+from backend.adapters.executors import JobMessage
+from backend.adapters.priority import lower_priority
 from backend.bootstrap import Container
 from backend.domain import JobKind, Progress
 from backend.errors import PASSING_ERRORS, TandemError, TrainingImpossible

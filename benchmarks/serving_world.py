@@ -231,7 +231,7 @@ def descendants(pid: int) -> list[int]:
 
 def training_process(supervisor: int) -> int:
     """Return the process of the fine-tuning: the only one with the lowest priority."""
-    idle = [pid for pid in descendants(supervisor) if os.sched_getscheduler(pid) == os.SCHED_IDLE]
+    idle = [pid for pid in descendants(supervisor) if os.sched_getscheduler(pid) in (os.SCHED_BATCH, os.SCHED_IDLE)]
     if len(idle) != 1:
         raise SystemExit(f"one process with the lowest priority was expected, there are {len(idle)}")
     return idle[0]

@@ -6,15 +6,12 @@ A child process is started with exec, never forked: torch hangs in a fork of a p
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
 import structlog
@@ -31,8 +28,6 @@ Handler = Callable[[int, ReportProgress], str]
 
 POLL_S = 0.5
 GRACE_S = 5.0
-LEAST_PRIORITY = 19
-AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class ThreadExecutor:
@@ -169,19 +164,3 @@ def _parse(line: str) -> JobMessage:
         return JobMessage.model_validate_json(line)
     except ValidationError as error:
         raise JobFailed(f"the child process said something that is no message: {line[:200]!r}") from error
-
-
-def lower_priority() -> None:
-    """Let everything else on the machine go first, where the system knows how to.
-
-    Linux may share processors out among sessions first, and look at priorities within a session only (autogroup, see
-    sched(7)): so this process gets a session of its own, of the least weight.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):
-        os.nice(LEAST_PRIORITY)
-    if AUTOGROUP.exists():
-        with suppress(OSError):
-            os.setsid()
-            AUTOGROUP.write_text(str(LEAST_PRIORITY))

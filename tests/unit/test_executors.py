@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from backend.adapters.executors import AUTOGROUP, ProcessExecutor, ThreadExecutor
+from backend.adapters.executors import ProcessExecutor, ThreadExecutor
 from backend.domain import JobKind, Progress
 from backend.errors import JobCancelled, JobFailed, JobInterrupted, JobProcessDied, TrainingImpossible
 from tests.factories import make_job
@@ -130,23 +128,3 @@ class TestOneJobEach:
         with pytest.raises(JobFailed, match="ended with status 1: its last log lines say why"):
             executor.run(HEAD, Reports())
         assert pid_of(executor) is None
-
-
-LOWERED = """
-import os
-from backend.adapters.executors import AUTOGROUP, lower_priority
-lower_priority()
-print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.getsid(0), AUTOGROUP.read_text().strip())
-"""
-
-
-@pytest.mark.skipif(
-    not (AUTOGROUP.exists() and AUTOGROUP.read_text()), reason="this system does not share processors out by session"
-)
-def test_what_trains_a_network_has_a_session_of_its_own_of_the_least_weight() -> None:
-    """Where processors are shared out among sessions, the lowest priority within one would change nothing."""
-    run = subprocess.run([sys.executable, "-c", LOWERED], capture_output=True, text=True, check=True)
-    is_idle, session, group = run.stdout.split(maxsplit=2)
-    assert is_idle == "True"
-    assert int(session) != os.getsid(0)
-    assert group.endswith("nice 19\n")

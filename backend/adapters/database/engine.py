@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event, make_url
@@ -93,6 +93,11 @@ class SqlDatabase:
         self._engine = create_engine(url)
         self._reading = self._engine.execution_options(read_only=True)
         self._turn = threading.Lock()
+        # The driver lets Python go for every few microseconds of reading: threads that read at once would spend more
+        # on handing it to and fro than on reading.
+        self._finding: AbstractContextManager[object] = (
+            threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
+        )
         self._idle: list[_Driver] = []
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -180,7 +185,7 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._engine), self._lent() as connection:
+        with _unavailability_reported(self._engine), self._finding, self._lent() as connection:
             return find(connection, identity, task_ids)
 
     @contextmanager

@@ -127,7 +127,7 @@ def keep_priority(module):
 
 
 CHANGES = {
-    "backend.adapters.executors": keep_priority,
+    "backend.adapters.priority": keep_priority,
     "model.training": hurry_finetuning,
     "model.transforms": obey_images,
     "model.decoding": limit_decoding,
