@@ -60,8 +60,8 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         return is_public(address.ipv4_mapped)
     if address in _NAT64:
         return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    if address.sixtofour and not is_public(address.sixtofour):
-        return False
+    if address.sixtofour:
+        return is_public(address.sixtofour)
     return address in _GLOBAL_UNICAST and address.is_global
 
 
