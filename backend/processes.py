@@ -119,11 +119,11 @@ def one_linear_algebra_thread() -> None:
 
 
 def give_back_memory() -> None:
-    """Let threads share what they have freed: by default glibc keeps it for each thread apart, and some for good.
+    """Let all threads share what one has freed: by default glibc keeps it for each apart, and some for good.
 
     Threads that decode large images one after the other would hold the memory of several. Other C libraries have
     nothing of the kind to set.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(_M_ARENA_MAX, 2)
+        set_option(_M_ARENA_MAX, 1)
