@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.rates import MAX_PIXELS, Rates, decode_all, summed_up, take_turns, whole_backbone
+from model.augmentation import training_pixels
 from model.backbones import Backbone, layer_groups
 from model.batches import Batch, ImageLoader
 from model.execution import Execution, bfloat16_trains_faster, reproducible
@@ -25,7 +26,7 @@ from model.losses import Criterion
 from model.ranks import OnProgress, run_ranks
 from model.schedule import make_optimizer
 from model.training import Training
-from model.transforms import normalise, to_pixels, training_pixels
+from model.transforms import normalise, to_pixels
 
 N_CLASSES = 10
 

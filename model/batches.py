@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.transforms import InputSpec, UnreadableImage, to_pixels, training_pixels
+from model.augmentation import training_pixels
+from model.image_files import UnreadableImage
+from model.transforms import InputSpec, to_pixels
 
 N_BATCHES_AHEAD = 3
 N_IMAGES_AHEAD_PER_THREAD = 2

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from model.transforms import OUT_OF_MEMORY, InputSpec, UnreadableImage, to_views
+from model.image_files import OUT_OF_MEMORY, UnreadableImage
+from model.transforms import InputSpec, to_views
 
 READY = b"ready"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -29,8 +29,9 @@ import structlog
 from numpy.typing import NDArray
 
 from model.decoder import READY, TimeLimits
+from model.image_files import UnreadableImage
 from model.pixel_budget import PixelBudget
-from model.transforms import InputSpec, UnreadableImage
+from model.transforms import InputSpec
 
 _log = structlog.get_logger()
 

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.backbones import Backbone
+from model.image_files import UnreadableImage
 from model.runtimes import choose_runtime
-from model.transforms import InputSpec, UnreadableImage, to_views
+from model.transforms import InputSpec, to_views
 
 _log = structlog.get_logger()
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["backend.label_studio", "model.transforms", "PIL", "defusedxml"]):
+with atheris.instrument_imports(
+    include=["backend.label_studio", "model.image_files", "model.transforms", "PIL", "defusedxml"]
+):
     from backend.domain import Suggestion
     from backend.errors import InvalidRequest
     from backend.label_studio.codecs import encode_suggestion, read_label_config
     from backend.label_studio.payloads import PredictRequest, SetupRequest, parse_event, parse_training_request
-    from model.transforms import InputSpec, UnreadableImage, to_views
+    from model.image_files import UnreadableImage
+    from model.transforms import InputSpec, to_views
 
 SPEC = InputSpec(resize_size=36, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear", n_views=2)
 MAX_PIXELS = 1_000_000

@@ -13,7 +13,7 @@ from backend.adapters.database import SqlDatabase
 from backend.adapters.features import FeatureFiles
 from backend.errors import TandemError
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone, save_backbone
-from model.transforms import UnreadableImage, open_image
+from model.image_files import UnreadableImage, open_image
 from model.weights import WrongWeights
 from tests.world import PROJECT, World, pets
 

@@ -129,7 +129,7 @@ def keep_priority(module):
 CHANGES = {
     "backend.adapters.priority": keep_priority,
     "model.training": hurry_finetuning,
-    "model.transforms": obey_images,
+    "model.image_files": obey_images,
     "model.decoding": limit_decoding,
     "backend.bootstrap.adapters": move_clock,
     "backend.worker": hurry_retention,

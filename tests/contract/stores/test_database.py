@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend.adapters.database import SqlDatabase, engine, migrations
+from backend.adapters.database import SqlDatabase, connections, migrations, sql_database
 from backend.adapters.database.tables import metadata, project_table
 from backend.background_process import free_port
 from backend.domain import Annotation, JobKind, LabelConfig, LabelSchema, Project, ProjectIdentity, Task
@@ -168,7 +168,8 @@ class TestFailures:
     def test_a_lock_that_is_never_released(
         self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, in_same_process: bool, problem: str
     ) -> None:
-        monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
+        for module in (connections, sql_database):
+            monkeypatch.setattr(module, "LOCK_TIMEOUT_S", 0.05)
         database = SqlDatabase(sqlite_url)
         database.migrate()
         # another process has another object

@@ -20,8 +20,9 @@ from structlog.testing import capture_logs
 from model import decoding
 from model.decoder import SMALL_SHARE, TimeLimits
 from model.decoding import N_TRIES, Decoders, DecodersUnavailable
+from model.image_files import UnreadableImage
 from model.pixel_budget import PixelBudget
-from model.transforms import InputSpec, UnreadableImage, to_views
+from model.transforms import InputSpec, to_views
 from tests.e2e.loop import picture
 from tests.hostile_images import endless_jpeg, obey_orders, telling
 

@@ -16,15 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from model.transforms import (
-    InputSpec,
-    OversizedImage,
-    UnreadableImage,
-    normalise,
-    open_image,
-    to_pixels,
-    training_pixels,
-)
+from model.augmentation import training_pixels
+from model.image_files import OversizedImage, UnreadableImage, open_image
+from model.transforms import InputSpec, normalise, to_pixels
 
 SPEC = InputSpec(
     resize_size=256, crop_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"

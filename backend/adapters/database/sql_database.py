@@ -7,29 +7,22 @@ try again. Transactions last milliseconds; nobody waits for the world inside one
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Dialect, Engine, PoolProxiedConnection, event, make_url
-from sqlalchemy import create_engine as create_sqlalchemy_engine
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    InternalError,
-    NotSupportedError,
-    ProgrammingError,
-)
-from sqlalchemy.exc import TimeoutError as NoFreeConnection
+from sqlalchemy import Connection, Dialect, PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
 
 from backend.adapters.database.annotations import SqlAnnotationStore
 from backend.adapters.database.backbones import SqlBackboneStore
+from backend.adapters.database.connections import (
+    LOCK_TIMEOUT_S,
+    create_engine,
+    unavailability_reported,
+    use_write_ahead_log,
+)
 from backend.adapters.database.dump import check_restorable, dump_rows, load_rows
 from backend.adapters.database.finding import find
 from backend.adapters.database.jobs import SqlJobStore
@@ -52,10 +45,6 @@ from backend.ports import (
     VersionStore,
     ViewStore,
 )
-
-LOCK_TIMEOUT_S = 30
-POSTGRESQL_LOCK_KEY = 0x74616E64656D  # "tandem"
-POSTGRESQL_SETTINGS = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_S}s"
 
 
 class SqlStores:
@@ -92,12 +81,8 @@ class SqlDatabase:
         self._url = url
         self._engine = create_engine(url)
         self._reading = self._engine.execution_options(read_only=True)
-        self._turn = threading.Lock()
-        # The driver lets Python go for every few microseconds of reading: threads that read at once would spend more
-        # on handing it to and fro than on reading.
-        self._finding: AbstractContextManager[object] = (
-            threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
-        )
+        self._writing = threading.Lock()
+        self._finding = threading.Lock()
         self._idle: list[_Driver] = []
         if self._engine.dialect.name == "postgresql":
             self._reading = self._reading.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -111,12 +96,12 @@ class SqlDatabase:
         """
         engine = create_engine(self._url, foreign_keys=False)
         try:
-            with _unavailability_reported(engine):
+            with unavailability_reported(engine):
                 with engine.execution_options(read_only=True).connect() as connection:
                     if current_revision(connection) == HEAD_REVISION:
                         return
                 if engine.dialect.name == "sqlite":
-                    _use_write_ahead_log(engine)
+                    use_write_ahead_log(engine)
                 with engine.begin() as connection:
                     upgrade(connection)
         finally:
@@ -129,24 +114,26 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: another writer did not end in time, the disk is full, or the connection was lost.
         """
-        with _unavailability_reported(self._engine), self._own_turn(), self._engine.begin() as connection:
+        with unavailability_reported(self._engine), self._own_turn(self._writing), self._engine.begin() as connection:
             yield SqlStores(connection)
 
     @contextmanager
-    def _own_turn(self) -> Iterator[None]:
+    def _own_turn(self, lock: threading.Lock) -> Iterator[None]:
         """Let the threads of this process queue for SQLite.
 
-        It knows no queue: who waits for the file sleeps and asks again, longer and longer, while others slip in.
+        It knows no queue: who waits for the file to write sleeps and asks again, longer and longer, while others slip
+        in. And the driver lets Python go for every few microseconds of reading: threads that read at once would spend
+        more on handing it to and fro than on reading.
         """
         if self._engine.dialect.name != "sqlite":
             yield
             return
-        if not self._turn.acquire(timeout=LOCK_TIMEOUT_S):
+        if not lock.acquire(timeout=LOCK_TIMEOUT_S):
             raise StoreUnavailable(f"{self._engine.url.database} was in use for {LOCK_TIMEOUT_S} s: try again")
         try:
             yield
         finally:
-            self._turn.release()
+            lock.release()
 
     @contextmanager
     def snapshot(self) -> Iterator[SqlStores]:
@@ -155,7 +142,7 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+        with unavailability_reported(self._reading), self._reading.begin() as connection:
             yield SqlStores(connection)
 
     def check_schema(self) -> None:
@@ -166,7 +153,7 @@ class SqlDatabase:
             ConfigurationError: its schema is another one.
             NotFound: it has none yet.
         """
-        with _unavailability_reported(self._reading), self._reading.connect() as connection:
+        with unavailability_reported(self._reading), self._reading.connect() as connection:
             revision = current_revision(connection)
         if revision is None:
             raise NotFound("the database is empty yet: Tandem makes what it needs when it starts")
@@ -185,7 +172,7 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._engine), self._finding, self._lent() as connection:
+        with unavailability_reported(self._engine), self._own_turn(self._finding), self._lent() as connection:
             return find(connection, identity, task_ids)
 
     @contextmanager
@@ -195,7 +182,7 @@ class SqlDatabase:
         Raises:
             StoreUnavailable: the database cannot be read.
         """
-        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+        with unavailability_reported(self._reading), self._reading.begin() as connection:
             yield DatabaseDump(
                 revision=HEAD_REVISION,
                 tables={table.name: dump_rows(connection, table.name) for table in metadata.sorted_tables},
@@ -209,7 +196,7 @@ class SqlDatabase:
             ConfigurationError: a newer Tandem made the rows.
             StoreUnavailable: the database cannot be reached.
         """
-        with _unavailability_reported(self._reading), self._reading.begin() as connection:
+        with unavailability_reported(self._reading), self._reading.begin() as connection:
             check_restorable(connection, revision)
 
     def restore(self, dump: DatabaseDump) -> int:
@@ -223,9 +210,9 @@ class SqlDatabase:
         """
         engine = create_engine(self._url, foreign_keys=False)
         try:
-            with _unavailability_reported(engine):
+            with unavailability_reported(engine):
                 if engine.dialect.name == "sqlite":
-                    _use_write_ahead_log(engine)
+                    use_write_ahead_log(engine)
                 with engine.begin() as connection:
                     return load_rows(connection, dump.revision, dump.tables)
         finally:
@@ -263,108 +250,3 @@ class SqlDatabase:
         if self._engine.dialect.name == "sqlite":
             connection.detach()
         return _Driver(connection=connection, dialect=self._engine.dialect)
-
-
-def create_engine(url: str, *, foreign_keys: bool = True) -> Engine:
-    """Return an engine with one writer at a time; migrations rebuild tables and so need ``foreign_keys`` off.
-
-    Raises:
-        ConfigurationError: the URL cannot be used.
-    """
-    try:
-        parsed = make_url(url)
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        backend = parsed.get_backend_name()
-        if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
-            return _create_sqlite_engine(parsed.render_as_string(hide_password=False), foreign_keys=foreign_keys)
-        if backend == "postgresql":
-            return _create_postgresql_engine(parsed.render_as_string(hide_password=False))
-    except ArgumentError as error:
-        raise ConfigurationError(f"DATABASE_URL is not a database URL: write it like {_EXAMPLES}") from error
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"DATABASE_URL needs {error.name}: install tandem-label-studio[postgresql]") from error
-    shown = parsed.render_as_string(hide_password=True)
-    raise ConfigurationError(f"DATABASE_URL={shown!r} is neither an SQLite file nor PostgreSQL: write {_EXAMPLES}")
-
-
-_EXAMPLES = "sqlite:////data/tandem.sqlite3 or postgresql://user:password@host/name"
-
-
-def _create_sqlite_engine(url: str, *, foreign_keys: bool) -> Engine:
-    engine = create_sqlalchemy_engine(
-        url,
-        # The driver must not begin transactions by itself: it begins deferred ones, which fail when two of them
-        # that have read both go on to write.
-        connect_args={"timeout": LOCK_TIMEOUT_S, "isolation_level": None},
-        # As many as there are threads, and all are kept: to open one takes longer than what it is opened for.
-        pool_size=0,
-    )
-
-    def connect(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA foreign_keys = {int(foreign_keys)}")
-
-    def begin(connection: Connection) -> None:
-        read_only = connection.get_execution_options().get("read_only", False)
-        # Only where it changes: the driver has to prepare all its statements again afterwards.
-        if connection.info.get("read_only") != read_only:
-            connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
-            connection.info["read_only"] = read_only
-        if read_only:
-            # Past SQLAlchemy, which takes ten times as long: this waits for nobody, and so cannot fail.
-            connection.connection.cursor().execute("BEGIN")
-        else:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", begin)
-    return engine
-
-
-def _create_postgresql_engine(url: str) -> Engine:
-    engine = create_sqlalchemy_engine(
-        url,
-        pool_pre_ping=True,
-        pool_timeout=LOCK_TIMEOUT_S,
-        connect_args={"options": POSTGRESQL_SETTINGS, "connect_timeout": 10},
-    )
-
-    def begin(connection: Connection) -> None:
-        if not connection.get_execution_options().get("read_only", False):
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRESQL_LOCK_KEY})")
-
-    event.listen(engine, "begin", begin)
-    return engine
-
-
-def _use_write_ahead_log(engine: Engine) -> None:
-    with engine.raw_connection() as connection:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        mode = str(cursor.fetchall()[0][0])
-    if mode != "wal":
-        raise ConfigurationError(
-            f"{engine.url.database} is on a disk where SQLite cannot keep a write-ahead log (it uses {mode!r}): "
-            "put it on a local disk, or use PostgreSQL"
-        )
-
-
-@contextmanager
-def _unavailability_reported(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    except (DatabaseError, InterfaceError, NoFreeConnection) as error:
-        if _is_our_mistake(error, read_only=engine.get_execution_options().get("read_only", False)):
-            raise
-        shown = engine.url.render_as_string(hide_password=True)
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise StoreUnavailable(f"the database {shown} cannot be used now ({cause}): try again, or check it") from error
-
-
-def _is_our_mistake(error: Exception, *, read_only: bool) -> bool:
-    """Tell a wrong statement, a broken constraint and writing in a snapshot from what happens to a database."""
-    if isinstance(error, IntegrityError | ProgrammingError | DataError | InternalError | NotSupportedError):
-        return True
-    sqlite_error = getattr(getattr(error, "orig", None), "sqlite_errorname", None)
-    return sqlite_error == "SQLITE_ERROR" or (sqlite_error == "SQLITE_READONLY" and read_only)
