@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.domain import (
+    UNKNOWN_STAMP,
     AnnotationsSeen,
     NoSuggestion,
     ProjectIdentity,
@@ -24,7 +25,6 @@ from backend.domain import (
 from backend.errors import InvalidRequest
 from backend.label_studio.codecs import read_label_config
 from backend.label_studio.payloads import (
-    UNKNOWN_STAMP,
     JobStatusRequest,
     PredictRequest,
     SetupRequest,
