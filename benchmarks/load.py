@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--backbone", default="resnet18", help="one that takes longer to fine-tune than the events take")
+    parser.add_argument("--backbone", default="resnet18", help="one that trains for longer than the events take")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with (
