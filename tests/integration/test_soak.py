@@ -216,7 +216,9 @@ def test_they_share_one_database(installation: Installation, request: pytest.Fix
             f"in {sum(watch.versions.values())} answers, {len(watch.staleness_s)} of them of a version just replaced"
             f" (at most {max(watch.staleness_s, default=0.0):.3f} s ago)"
         )
-    assert {f"{job[2]} {job[3]}: {job[7]}" for job in jobs if job[3] not in ("succeeded", "queued")} == set()
+    odd = {f"{job[2]} {job[3]}: {job[7]}" for job in jobs if job[3] not in ("succeeded", "queued")}
+    # a job that is tried again, as when an embedder was not up yet, takes a younger one for the same work in
+    assert {each for each in odd if "cancelled: merged into job" not in each} == set()
     assert set(ended.values()) == {1}, "a job ran twice"
     assert set(ended) >= {job[0] for job in jobs if job[3] == "succeeded"}
     assert no_overlap([(job[1], job[2], job[4], job[5]) for job in jobs if job[3] == "succeeded"])
