@@ -29,6 +29,7 @@ import torch
 from backend.processes import one_linear_algebra_thread
 from backend.promotion import targets_of
 from backend.terminal import output, show
+from benchmarks.frozen import DEFAULTS
 from benchmarks.image_sets import ImageSet, read_image_sets
 from benchmarks.networks import Pretrained
 from model.backbones import load_backbone
@@ -47,7 +48,7 @@ def embedded(image_set: ImageSet, backbone: str, weights: Path, cache: Path | No
     if stored and stored.exists():
         arrays = dict(np.load(stored))
     else:
-        loaded = load_backbone(backbone, weights)
+        loaded = load_backbone(backbone, weights, n_views=DEFAULTS.image_views)
         result = Engine(loaded).embed([*images.paths, *test_images.paths], max_pixels=MAX_PIXELS)
         if result.problems:
             raise SystemExit(f"{image_set.name}: photos that cannot be read: {result.problems}")

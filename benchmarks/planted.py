@@ -27,6 +27,7 @@ from PIL import Image, ImageEnhance
 from backend.processes import one_linear_algebra_thread
 from backend.terminal import show
 from benchmarks.active import MAX_PIXELS, RESULTS, embedded
+from benchmarks.frozen import DEFAULTS
 from benchmarks.image_sets import ImageSet, read_image_sets
 from benchmarks.networks import Pretrained, read_rgb
 from model.backbones import load_backbone
@@ -157,7 +158,7 @@ def main() -> None:
     rows = []
     for backbone in arguments.backbones:
         weights = Pretrained.find(backbone, arguments.weights_dir).weights
-        engine = Engine(load_backbone(backbone, weights))
+        engine = Engine(load_backbone(backbone, weights, n_views=DEFAULTS.image_views))
         labelled_sets = [embedded(each, backbone, weights, arguments.cache) for each in image_sets]
         for image_set, labelled in zip(image_sets, labelled_sets, strict=True):
             rows.extend(copies(image_set, labelled, engine, arguments.copies))

@@ -35,7 +35,13 @@ def fit_one_vs_rest(coordinates: FloatArray, targets: NDArray[np.bool_], inverse
 
 
 def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, loss: Loss) -> LinearMap:
-    n_dimensions, n_classes = coordinates.shape[1], targets.shape[1]
+    n_images, n_dimensions = coordinates.shape
+    if n_images < n_dimensions:
+        # No step leaves the span of the rows: its gradient is a sum of them, and so is the penalty's.
+        basis = np.linalg.qr(coordinates.T).Q
+        within = _fit(coordinates @ basis, targets, inverse_penalty, loss)
+        return LinearMap(weight=basis @ within.weight, bias=within.bias)
+    n_classes = targets.shape[1]
     # An iteration costs in proportion to the classes; with very many of them the first few steps have to do.
     n_iterations = max(MIN_ITERATIONS, min(MAX_ITERATIONS, MAX_ITERATION_CLASSES // n_classes))
     penalty = 1 / inverse_penalty
@@ -46,7 +52,7 @@ def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, l
         gradient = np.empty((n_dimensions + 1, n_classes))
         gradient[:-1] = coordinates.T @ by_logits + penalty * weight
         gradient[-1] = by_logits.sum(axis=0)
-        scale = 1 / len(coordinates)
+        scale = 1 / n_images
         return scale * (total + 0.5 * penalty * float((weight**2).sum())), scale * gradient.ravel()
 
     result = minimize(

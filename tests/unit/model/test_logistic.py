@@ -13,22 +13,24 @@ def _to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logistic, "MAX_ITERATION_CLASSES", 10_000)
 
 
-def examples() -> tuple[np.ndarray, np.ndarray]:
+def examples(n_dimensions: int = 5) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(2)
     targets = random.integers(0, 3, 120)
-    rows = random.normal(size=(120, 5)) + np.eye(3, 5)[targets]
+    rows = random.normal(size=(120, n_dimensions)) + np.eye(3, n_dimensions)[targets]
     return rows.astype(np.float32), targets
 
 
-def test_one_class_out_of_several_is_scikit_learns() -> None:
-    rows, targets = examples()
+@pytest.mark.parametrize("n_dimensions", [5, 300])
+def test_one_class_out_of_several_is_scikit_learns(n_dimensions: int) -> None:
+    rows, targets = examples(n_dimensions)
     ours = softmax(fit_multinomial(rows, np.eye(3, dtype=np.float32)[targets], 1.0).logits(rows))
     theirs = LogisticRegression(C=1.0, tol=1e-8).fit(rows, targets).predict_proba(rows)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
-def test_each_class_by_itself_is_scikit_learns() -> None:
-    rows, targets = examples()
+@pytest.mark.parametrize("n_dimensions", [5, 300])
+def test_each_class_by_itself_is_scikit_learns(n_dimensions: int) -> None:
+    rows, targets = examples(n_dimensions)
     sides = np.stack([targets == 0, targets > 0, targets == 2], axis=1)
     ours = sigmoid(fit_one_vs_rest(rows, sides, 1.0).logits(rows))
     for column in range(3):
