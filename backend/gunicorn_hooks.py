@@ -12,7 +12,7 @@ from flask import Flask
 
 from backend.app import create_app
 from backend.logs import log_what_nobody_caught
-from backend.processes import exit_with_parent
+from backend.processes import exit_with_parent, give_back_memory
 from backend.supervisor import wrong_settings_told
 
 preload_app = True
@@ -35,6 +35,7 @@ def on_starting(server: object) -> None:  # noqa: ARG001 - gunicorn passes itsel
     """End with the supervisor, even if that was killed: nothing may go on holding the port."""
     log_what_nobody_caught()
     exit_with_parent()
+    give_back_memory()
 
 
 def pre_fork(server: object, worker: object) -> None:  # noqa: ARG001 - gunicorn passes itself and the worker

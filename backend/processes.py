@@ -121,8 +121,8 @@ def one_linear_algebra_thread() -> None:
 def give_back_memory() -> None:
     """Let all threads share what one has freed: by default glibc keeps it for each apart, and some for good.
 
-    Threads that decode large images one after the other would hold the memory of several. Other C libraries have
-    nothing of the kind to set.
+    Threads that decode large images one after the other would hold the memory of several, and a web server's that of
+    its busiest moment. Other C libraries have nothing of the kind to set.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
