@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from backend.errors import ConfigurationError
 
 COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """What tells prometheus_client, in each process of a supervisor, where all of them count."""
+
+PARENT_VARIABLE = "TANDEM_PARENT"
+"""What tells a process who started it: whose child it is may already be another one's when it asks."""
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -97,9 +100,18 @@ def is_running(process_id: int) -> bool:
     return True
 
 
+def for_child(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment, for a process that shall end with this one."""
+    return {**environment, PARENT_VARIABLE: str(os.getpid())}
+
+
 def exit_with_parent() -> None:
-    """End this process soon after its parent has ended, however that happened."""
-    parent = os.getppid()
+    """End this process soon after its parent has ended, however that happened, and be it before this call.
+
+    That takes an environment from ``for_child``: processes start for seconds, and are adopted at once.
+    """
+    # what this process starts is no child of that parent
+    parent = int(os.environ.pop(PARENT_VARIABLE, os.getppid()))  # noqa: TID251 - no setting
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -16,6 +16,7 @@ from types import FrameType
 import structlog
 
 from backend.errors import ConfigurationError
+from backend.processes import for_child
 
 log = structlog.get_logger()
 
@@ -74,7 +75,8 @@ class Supervisor:
 
     def _keep(self, command: Command) -> None:
         """Start a process again and again, more slowly the shorter it lives."""
-        environment = {**os.environ, **self._environment, **command.environment}  # noqa: TID251 - handed on to a child
+        inherited = os.environ  # noqa: TID251 - handed on to a child
+        environment = for_child({**inherited, **self._environment, **command.environment})
         pause_s = 0.5
         stopping = self._others_ended if command.ends_last else self._stopping
         while not stopping.is_set():

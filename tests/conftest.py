@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-kills", type=int, default=20, help="processes that the chaos test kills")
     parser.addoption("--chaos-finetune", action="store_true", help="networks are fine-tuned while all is killed")
     parser.addoption("--soak-s", type=float, default=10.0, help="seconds that the soak on PostgreSQL lasts")
-    parser.addoption("--chaos-seed", type=int, help="what the chaos test draws from, as a failed one printed it")
+    parser.addoption("--chaos-seed", type=int, help="what tests that kill draw from, as a failed one printed it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,6 +53,13 @@ def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What tests that kill draw from: as given, or new each time."""
+    given: int | None = request.config.getoption("--chaos-seed")
+    return random.SystemRandom().randrange(10**6) if given is None else given
 
 
 @pytest.fixture(scope="session")

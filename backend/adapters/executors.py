@@ -6,6 +6,7 @@ A child process is started with exec, never forked: torch hangs in a fork of a p
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from backend.domain import Job, JobKind, Progress
 from backend.errors import JobFailed, JobInterrupted, JobProcessDied, TrainingImpossible
 from backend.ports import ReportProgress
+from backend.processes import for_child
 
 log = structlog.get_logger()
 
@@ -103,12 +105,13 @@ class ProcessExecutor:
                     child.kill()
 
     def _start(self) -> subprocess.Popen[str]:
+        inherited = os.environ  # noqa: TID251 - handed on to a child
         child = subprocess.Popen(
             [sys.executable, "-m", "backend.job_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=self._environment,
+            env=for_child(inherited if self._environment is None else self._environment),
         )
         self._lines = queue.Queue()
         threading.Thread(target=_read_lines, args=(child.stdout, self._lines), daemon=True).start()

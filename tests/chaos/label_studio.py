@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from backend.background_process import free_port
-from tests.e2e.loop import LABEL_CONFIG
+from tests.e2e.loop import LABEL_CONFIG, region
 
 PROJECT_ID = 1
 TITLE = "Tandem"
@@ -52,6 +52,11 @@ class Truth:
     last_id: int = 0
     last_moment: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def identity(self) -> str:
+        """The project as requests for suggestions name it."""
+        return f"{PROJECT_ID}.{int(datetime.fromisoformat(self.created_at).timestamp())}"
 
     def take_over(self, other: Truth) -> None:
         """Hold the tasks and annotations of another, and nothing else of it."""
@@ -97,11 +102,10 @@ class Truth:
 
     def annotate(self, task_id: int, class_name: str | None, annotation_id: int | None = None) -> Json:
         """Store a new annotation, or change one; without a class the task was skipped."""
-        region = {"from_name": "colour", "to_name": "image", "type": "choices", "value": {"choices": [class_name]}}
         made = {
             "id": annotation_id or self.new_id(),
             "task": task_id,
-            "result": [region] if class_name else [],
+            "result": [region(class_name)] if class_name else [],
             "was_cancelled": class_name is None,
             "ground_truth": False,
             "updated_at": self.moment(),

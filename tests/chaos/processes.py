@@ -135,6 +135,9 @@ class Processes:
         found = self.find(victim)
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(found[int(choose * len(found))], signal.SIGKILL)
+            if victim in SUPERVISORS:
+                # or start would find it alive still
+                self._supervisors[victim].wait(10)
             return True
         return False
 

@@ -28,7 +28,6 @@ from tests.chaos.label_studio import LabelStudio
 from tests.chaos.processes import Processes
 from tests.e2e.loop import CLASS_NAMES, LABEL_CONFIG, picture
 
-IDENTITY = "1.1767225600"
 LARGEST_OFFSET_S = 7200.0
 KILL_WEIGHTS = {
     "web": 8.0,
@@ -148,7 +147,7 @@ class Annotators:
         """Ask for suggestions as the label stream does."""
         with self.label_studio.truth.lock:
             tasks = [self.label_studio.truth.tasks[task_id] for task_id in task_ids]
-        body = {"tasks": tasks, "project": IDENTITY, "label_config": LABEL_CONFIG}
+        body = {"tasks": tasks, "project": self.label_studio.truth.identity, "label_config": LABEL_CONFIG}
         answer = self._post("/predict", body, timeout_s=20.0)
         if answer is not None and answer.status_code == 200 and len(answer.json()["results"]) != len(tasks):
             raise Lost(f"{len(tasks)} tasks were asked for, {answer.text} is the answer")

@@ -23,28 +23,19 @@ import pytest
 import requests
 
 from backend.processes import runtime_folder
-from backend.worker import LONGEST_WAIT
 from tests.chaos.label_studio import PROJECT_ID, LabelStudio, Truth
 from tests.chaos.processes import Processes
 from tests.chaos.storm import Annotators, Mischief, rows, storm
-from tests.chaos.verdict import EndState, check_answers, check_rest, end_state, unrest
+from tests.chaos.verdict import EndState, check_answers, check_rest, end_state, wait_for_rest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 N_TASKS = 40
 N_FIRST_LABELS = 9
 DISK_MB = 64
-REST_TIMEOUT_S = 120.0 + LONGEST_WAIT.total_seconds()
-"""A job that was put off by a clock ahead of time waits that long when the clock is right again."""
 FINETUNE_MIN_LABELS = 12
 
 Start = Callable[[Path], tuple[LabelStudio, Processes]]
-
-
-@pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    given: int | None = request.config.getoption("--chaos-seed")
-    return random.SystemRandom().randrange(10**6) if given is None else given
 
 
 @pytest.fixture
@@ -101,15 +92,6 @@ def wait_until_up(tandem: Processes) -> None:
         time.sleep(0.2)
 
 
-def wait_for_rest(label_studio: LabelStudio, tandem: Processes) -> None:
-    deadline_s = time.monotonic() + REST_TIMEOUT_S
-    while problem := unrest(label_studio, tandem):
-        if time.monotonic() > deadline_s:
-            sys.stderr.write(tandem.log_file.read_text()[-20_000:])
-            pytest.fail(f"not at rest after {REST_TIMEOUT_S:.0f} s: {problem}")
-        time.sleep(0.5)
-
-
 def finetune(label_studio: LabelStudio, tandem: Processes) -> None:
     """Have a network fine-tuned, whether or not one was before, and see that it is judged."""
     answer = requests.post(f"{tandem.url}/api/projects/{PROJECT_ID}/train", json={"kind": "finetune"}, timeout=30)
@@ -141,7 +123,7 @@ def end_well(annotators: Annotators, *, is_finetuning: bool) -> EndState:
         annotators.change(annotation_id, task_id, class_name)
         wait_for_rest(label_studio, tandem)
     state = end_state(truth, tandem)
-    check_answers(label_studio, tandem, state)
+    check_answers(truth, tandem, state)
     assert tandem.stop() == [0, 0]
     check_rest(tandem)
     return state

@@ -17,7 +17,7 @@ import requests
 from backend.processes import runtime_folder
 from tests.chaos.label_studio import LabelStudio, Truth
 from tests.chaos.processes import Processes
-from tests.chaos.storm import IDENTITY, rows
+from tests.chaos.storm import rows
 from tests.e2e.loop import CLASS_NAMES, LABEL_CONFIG, picture, wait_for
 from tests.hostile_images import endless_jpeg, telling
 
@@ -99,7 +99,7 @@ def test_they_cost_nobody_anything(both: tuple[LabelStudio, Processes]) -> None:
         unseen = truth.add_task("sleep-unseen.png", telling(picture("red", 1001), "sleep"))
     for asked in (list(tasks.values()), [unseen, tasks[good[-1]]], [tasks[good[-2]], unseen]):
         started_s = time.monotonic()
-        answer = post(tandem, "/predict", {"tasks": asked, "project": IDENTITY, "label_config": LABEL_CONFIG})
+        answer = post(tandem, "/predict", {"tasks": asked, "project": truth.identity, "label_config": LABEL_CONFIG})
         assert time.monotonic() - started_s < PREDICT_TIMEOUT_S + 5
         suggested = [bool(entry.get("result")) for entry in answer["results"]]
         assert suggested == [task["id"] in good for task in asked]

@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pytest
 import requests
 
 from backend.adapters.feature_rows import HEADER_FILE
 from backend.adapters.features import FeatureFiles
 from backend.domain import INTERRUPTED
 from backend.promotion import TrainedLabels
+from backend.worker import LONGEST_WAIT
 from model.backbones import load_saved_backbone
 from model.checkpoint import load_out_of_fold, load_predictor
-from tests.chaos.label_studio import PROJECT_ID, LabelStudio, Truth
+from tests.chaos.label_studio import PROJECT_ID, Truth
 from tests.chaos.processes import Processes
-from tests.chaos.storm import IDENTITY, rows, stored_annotations
+from tests.chaos.storm import rows, stored_annotations
 from tests.e2e.loop import LABEL_CONFIG
 
 NEWEST_NETWORK = "SELECT backbone_digest FROM version WHERE kind = 'finetune' ORDER BY number DESC LIMIT 1"
 TEMPORARY = ("**/.*", "**/*.tmp")
+REST_TIMEOUT_S = 120.0 + LONGEST_WAIT.total_seconds()
+"""A job that was put off by a clock ahead of time waits that long when the clock is right again."""
 
 
-def unrest(label_studio: LabelStudio, tandem: Processes) -> str | None:
+class TruthKeeper(Protocol):
+    """A Label Studio, of the tests or a real one."""
+
+    @property
+    def truth(self) -> Truth:
+        """All that it knows now."""
+
+
+def wait_for_rest(label_studio: TruthKeeper, tandem: Processes) -> None:
+    """Wait until all is as it has to be in the end."""
+    deadline_s = time.monotonic() + REST_TIMEOUT_S
+    while problem := unrest(label_studio.truth, tandem):
+        if time.monotonic() > deadline_s:
+            sys.stderr.write(tandem.log_file.read_text()[-20_000:])
+            pytest.fail(f"not at rest after {REST_TIMEOUT_S:.0f} s: {problem}")
+        time.sleep(0.5)
+
+
+def unrest(truth: Truth, tandem: Processes) -> str | None:
     """Return what is not yet as it has to be in the end, or nothing."""
-    with label_studio.truth.lock:
+    with truth.lock:
         problems = [
-            labels_differ(label_studio.truth, tandem.model_dir),
-            tasks_differ(label_studio.truth, tandem.model_dir),
+            labels_differ(truth, tandem.model_dir),
+            tasks_differ(truth, tandem.model_dir),
             jobs_left(tandem),
-            suggestions_missing(label_studio.truth, tandem),
+            suggestions_missing(truth, tandem),
             leftovers(tandem),
         ]
     return "; ".join(problem for problem in problems if problem) or None
@@ -162,11 +186,10 @@ def check_rest(tandem: Processes) -> None:
         assert len(list(backbone.glob("rows*"))) == len(list(backbone.glob("keys*"))) == n_files
 
 
-def check_answers(label_studio: LabelStudio, tandem: Processes, state: EndState) -> None:
+def check_answers(truth: Truth, tandem: Processes, state: EndState) -> None:
     """Ask for suggestions as Label Studio does: they are those that were pushed."""
-    truth = label_studio.truth
     tasks = [truth.tasks[task_id] for task_id in sorted(truth.unlabelled())]
-    body = {"tasks": tasks, "project": IDENTITY, "label_config": LABEL_CONFIG}
+    body = {"tasks": tasks, "project": truth.identity, "label_config": LABEL_CONFIG}
     answer = requests.post(f"{tandem.url}/predict", json=body, timeout=30)
     assert answer.status_code == 200
     for task, entry in zip(tasks, answer.json()["results"], strict=True):

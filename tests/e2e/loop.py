@@ -47,6 +47,11 @@ def picture(class_name: str, number: int) -> bytes:
     return file.getvalue()
 
 
+def region(class_name: str) -> dict[str, Any]:
+    """A label as Label Studio stores it."""
+    return {"from_name": "colour", "to_name": "image", "type": "choices", "value": {"choices": [class_name]}}
+
+
 @dataclass
 class Tandem:
     """A running Tandem; Label Studio reaches it at `public_url`."""
@@ -139,12 +144,18 @@ class Annotator:
         return answer.content
 
     def label(self, task_id: int, class_name: str | None = None) -> int:
-        value = {"choices": [class_name or self.truth[task_id]]}
-        region = {"from_name": "colour", "to_name": "image", "type": "choices", "value": value}
-        return self.call("POST", f"/api/tasks/{task_id}/annotations/", json={"result": [region]})["id"]
+        result = [region(class_name or self.truth[task_id])]
+        return self.call("POST", f"/api/tasks/{task_id}/annotations/", json={"result": result})["id"]
 
-    def skip(self, task_id: int) -> None:
-        self.call("POST", f"/api/tasks/{task_id}/annotations/", json={"result": [], "was_cancelled": True})
+    def skip(self, task_id: int) -> int:
+        skipped = {"result": [], "was_cancelled": True}
+        return self.call("POST", f"/api/tasks/{task_id}/annotations/", json=skipped)["id"]
+
+    def change(self, annotation_id: int, class_name: str) -> None:
+        self.call("PATCH", f"/api/annotations/{annotation_id}/", json={"result": [region(class_name)]})
+
+    def delete(self, annotation_id: int) -> None:
+        self.call("DELETE", f"/api/annotations/{annotation_id}/")
 
     def next_task(self) -> dict[str, Any]:
         return self.call("GET", f"/api/projects/{self.project_id}/next")

@@ -105,7 +105,7 @@ def test_a_deleted_label_is_unlearned(tandem: Tandem, annotator: Annotator) -> N
     annotation_id = annotator.label(annotator.unlabelled()[0])
     wait_for(lambda: pushed(tandem, annotator, n_labels + 1), "a version that knows one more label")
 
-    annotator.call("DELETE", f"/api/annotations/{annotation_id}/")
+    annotator.delete(annotation_id)
 
     version = wait_for(lambda: pushed(tandem, annotator, n_labels), "a version without the deleted label")
     active = tandem.get(f"/api/projects/{annotator.project_id}/versions")[0]

@@ -23,9 +23,20 @@ exit_with_parent()
 print("up", flush=True)
 time.sleep(60)
 """
+SLOW_CHILD = """
+import os, time
+from backend.processes import exit_with_parent
+parent = os.getppid()
+print("up", flush=True)
+while os.getppid() == parent:
+    time.sleep(0.05)
+exit_with_parent()
+time.sleep(60)
+"""
 PARENT = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+import os, subprocess, sys
+from backend.processes import for_child
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, env=for_child(os.environ))
 child.stdout.readline()
 print(child.pid, flush=True)
 """
@@ -62,9 +73,10 @@ def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
         runtime_folder(tmp_path / "data")
 
 
-def test_an_orphan_ends() -> None:
+@pytest.mark.parametrize("child", [CHILD, SLOW_CHILD], ids=["at work", "still starting"])
+def test_an_orphan_ends(child: str) -> None:
     parent = subprocess.run(
-        [sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", PARENT, child], capture_output=True, text=True, timeout=50, check=True
     )
     stat = Path(f"/proc/{int(parent.stdout)}/stat")
     deadline_s = time.monotonic() + 20

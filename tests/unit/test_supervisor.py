@@ -117,6 +117,18 @@ def test_what_the_others_need_ends_last(tmp_path: Path) -> None:
     assert lines()[2:] == ["web", "embedder"]
 
 
+def test_a_process_is_told_who_started_it(tmp_path: Path) -> None:
+    script = """
+import sys
+from backend.supervisor import Command, Supervisor
+tells = "import os, sys, time; open(sys.argv[1], 'a').write(os.environ['TANDEM_PARENT']); time.sleep(100)"
+Supervisor([Command(name="web", arguments=(sys.executable, "-c", tells, sys.argv[1]))]).run()
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "web")]) as supervisor:
+        wait_for(lambda: pids(tmp_path / "web") == [supervisor.pid])
+        supervisor.terminate()
+
+
 def test_a_process_that_would_not_fare_better_ends_them_all(tmp_path: Path) -> None:
     script = """
 import sys
