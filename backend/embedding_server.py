@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from backend.adapters.embedders import REQUESTS, ClassifyRequest, EmbedRequest, Reply, ReplyHeader
 from backend.errors import EmbedderUnavailable, NotFound, StoreUnavailable
 from backend.ports import ArtifactStore
+from backend.promotion import backbone_key, classifier_key
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
+from model.classifier import PretrainedClassifier
 from model.decoding import Decoders
 from model.features import Embedded, Engine, choose_device
 
@@ -59,6 +61,8 @@ class EmbeddingServer:
         self.base_digest = backbone.digest
         self.note = backbone.note
         self._base = Engine(backbone, self._device)
+        if backbone.classifier is not None:
+            self._publish(backbone.classifier, backbone.digest)
         self.runtime_name = self._base.runtime.name
         self._finetuned: OrderedDict[str, Engine] = OrderedDict()
         self._loading = threading.Lock()
@@ -75,6 +79,18 @@ class EmbeddingServer:
             while True:
                 connection = listener.accept()
                 threading.Thread(target=self._answer_all, args=(connection,), daemon=True).start()
+
+    def _publish(self, classifier: PretrainedClassifier, digest: str) -> None:
+        """Store the classifier for those who learn without torch; they can do without."""
+        layers = classifier.as_arrays()
+        try:
+            if layers is None or self._artifacts.keys(classifier_key(digest)):
+                return
+            with self._artifacts.scratch() as folder:
+                layers.write(folder)
+                self._artifacts.publish(classifier_key(digest), folder)
+        except (StoreUnavailable, OSError) as error:
+            log.warning("the pretrained classifier is not stored, versions learn without it", reason=str(error))
 
     def _answer_all(self, connection: Connection) -> None:
         with connection, contextlib.suppress(EOFError, OSError):
@@ -140,7 +156,7 @@ class EmbeddingServer:
         with self._loading:
             engine = self._finetuned.pop(digest, None)
             if engine is None:
-                engine = Engine(load_saved_backbone(self._artifacts.fetch(f"backbones/{digest}")), self._device)
+                engine = Engine(load_saved_backbone(self._artifacts.fetch(backbone_key(digest))), self._device)
                 while len(self._finetuned) >= N_FINETUNED_ENGINES:
                     self._finetuned.popitem(last=False)
             self._finetuned[digest] = engine

@@ -72,6 +72,15 @@ def pretrained_version(stores: Stores, project: Project) -> PretrainedVersion | 
     )
 
 
+def names_of_all_classes(schema: LabelSchema, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...] | None:
+    """Return the categories that mean each class, where each image has one and all classes are known by name.
+
+    What is said of some of the classes only cannot be held against what a head says of all.
+    """
+    matched = match_categories(schema, categories)
+    return None if schema.multiple or len(matched) < len(schema.class_names) else tuple(matched.values())
+
+
 def is_version_name(project_id: int, name: str) -> bool:
     """Tell whether a version that Label Studio names is one of this project's own, learned or not."""
     learned = rf"p{project_id}-v\d+-[0-9a-f]{{8}}|{untrained_name(project_id)}"

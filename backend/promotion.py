@@ -34,6 +34,11 @@ def backbone_key(digest: str) -> str:
     return f"backbones/{digest}"
 
 
+def classifier_key(digest: str) -> str:
+    """Return the key of the classifier that a backbone was pretrained with, in the artifact store."""
+    return f"classifiers/{digest}"
+
+
 def targets_of(labelled: Sequence[LabelledImage], schema: LabelSchema) -> NDArray[np.int64] | NDArray[np.bool_]:
     """Return class indices, shape (n,), or with several classes per image booleans, shape (n, k)."""
     columns = {name: column for column, name in enumerate(schema.class_names)}

@@ -26,11 +26,13 @@ from safetensors.numpy import load, save
 from model.head import Head
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
+from model.opinion import Opinion, layer_arrays, layers_from
 from model.reports import Setting, VersionReport, read_conformal, read_version_report
 
 FORMAT = 1
 MODEL_FILE = "model.json"
 HEAD_FILE = "head.safetensors"
+OPINION_FILE = "opinion.safetensors"
 OUT_OF_FOLD_FILE = "out_of_fold.safetensors"
 OUT_OF_FOLD_DIGESTS_FILE = "out_of_fold.json"
 LIBRARIES = (
@@ -69,6 +71,8 @@ def save_checkpoint(
     predictor = learned.predictor
     head = predictor.head
     _write(folder / HEAD_FILE, save({"centre": head.centre, "weight": head.weight, "bias": head.bias}))
+    if predictor.opinion is not None:
+        _write(folder / OPINION_FILE, save(layer_arrays(predictor.opinion.layers)))
     _write(folder / OUT_OF_FOLD_FILE, save({"probabilities": learned.out_of_fold.probabilities}))
     _write(folder / OUT_OF_FOLD_DIGESTS_FILE, json.dumps(learned.out_of_fold.digests).encode())
     content = {
@@ -78,6 +82,8 @@ def save_checkpoint(
         "class_names": predictor.class_names,
         "multiple": predictor.multiple,
         "temperature": predictor.temperature,
+        "opinion": None if predictor.opinion is None else {"groups": predictor.opinion.groups},
+        "opinion_share": predictor.opinion_share,
         "thresholds": predictor.thresholds,
         "conformal": asdict(predictor.conformal),
         "conformal_report": asdict(learned.conformal),
@@ -163,8 +169,21 @@ def _predictor(folder: Path, content: dict[str, Any]) -> Predictor:
         temperature=float(content["temperature"]),
         thresholds=None if thresholds is None else tuple(float(threshold) for threshold in thresholds),
         conformal=read_conformal(content["conformal"]),
+        opinion=_opinion(folder, content),
+        opinion_share=float(content.get("opinion_share", 0.0)),
         backbone_digest=str(content["backbone_digest"]),
     )
+
+
+def _opinion(folder: Path, content: dict[str, Any]) -> Opinion | None:
+    described = content.get("opinion")  # a checkpoint of before there were any has none
+    if described is None:
+        return None
+    arrays = load((folder / OPINION_FILE).read_bytes())
+    for name, array in arrays.items():
+        _check_array(name, array)
+    groups = tuple(tuple(int(column) for column in group) for group in described["groups"])
+    return Opinion(layers=layers_from(arrays), groups=groups)
 
 
 def _out_of_fold(folder: Path, content: dict[str, Any]) -> OutOfFold:

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.blocks import FeatureNetwork
+from model.logits import LinearMap
+from model.opinion import PretrainedLayers
+
+_NOTHING_AT_INFERENCE = nn.Dropout | nn.Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +36,16 @@ class PretrainedClassifier:
         with torch.inference_mode():
             probabilities: NDArray[np.float32] = self.layers(inputs).softmax(dim=1).numpy()
         return probabilities
+
+    def as_arrays(self) -> PretrainedLayers | None:
+        """Return the same classifier for numpy, where it is made of linear layers with hard swish between them."""
+        layers = [layer for layer in self.layers if not isinstance(layer, _NOTHING_AT_INFERENCE)]
+        linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
+        between = [layer for layer in layers[1::2] if isinstance(layer, nn.Hardswish)]
+        if len(linear) + len(between) < len(layers) or len(linear) == len(between):
+            return None
+        maps = [_as_map(layer) for layer in linear]
+        return PretrainedLayers(layers=tuple(maps), categories=self.categories)
 
     def predict_groups(self, features: NDArray[np.float16], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:
         """Return the probability that each image is of any category of each group, (n, n_groups + 1).
@@ -62,3 +76,8 @@ def find_classifier(network: nn.Module, trunk: FeatureNetwork) -> nn.Sequential 
     if isinstance(first, nn.Linear) and first.in_features == trunk.block_sizes[-1]:
         return nn.Sequential(*layers).eval()
     return None
+
+
+def _as_map(layer: nn.Linear) -> LinearMap:
+    weight, bias = (parameter.detach().cpu().float().numpy() for parameter in (layer.weight, layer.bias))
+    return LinearMap(weight=weight.T, bias=bias)

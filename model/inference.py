@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from model.conformal import NOTHING_RULED_OUT, Conformal
 from model.head import AnyFloats, Head
 from model.logits import calibrated
+from model.opinion import Opinion, pooled_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class Predictor:
 
     ``thresholds`` has one probability per class, from which on the class is suggested, where an image may have
     several classes (``multiple``), and is ``None`` otherwise. ``conformal`` has the thresholds of prediction sets.
+    ``opinion`` is what the backbone was pretrained to say of the classes, if anything, and ``opinion_share``, 0 to 1,
+    how much it counts against the head.
     ``backbone_digest`` names the backbone whose features it needs; empty until the predictor is saved.
     """
 
@@ -39,6 +42,8 @@ class Predictor:
     temperature: float
     thresholds: tuple[float, ...] | None = None
     conformal: Conformal = NOTHING_RULED_OUT
+    opinion: Opinion | None = None
+    opinion_share: float = 0.0
     backbone_digest: str = ""
 
     def __post_init__(self) -> None:
@@ -50,6 +55,12 @@ class Predictor:
             raise ValueError(f"several classes per image need a threshold for each of the {n_classes} classes")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"a temperature is above zero, not {self.temperature}")
+        if self.opinion is not None and (self.multiple or len(self.opinion.groups) != n_classes):
+            raise ValueError(
+                f"an opinion of {len(self.opinion.groups)} classes does not fit {n_classes}, one per image"
+            )
+        if not 0 <= self.opinion_share <= 1:
+            raise ValueError(f"the share of an opinion is from 0 to 1, not {self.opinion_share}")
         for thresholds in (self.conformal.possible_from, self.conformal.certain_above):
             if thresholds is not None and len(thresholds) not in (1, n_classes):
                 raise ValueError(f"{len(thresholds)} thresholds of prediction sets do not fit {n_classes} classes")
@@ -60,8 +71,7 @@ class Predictor:
         Rows sum to 1 unless ``multiple``; then each class's probability stands by itself. They are that precise so
         that those near 1 can still be told apart: what is labelled next is chosen by their order.
         """
-        logits = self.head.logits(features).astype(np.float64)
-        return calibrated(logits, self.temperature, multiple=self.multiple)
+        return calibrated(self._logits(features), 1.0, multiple=self.multiple)
 
     def prediction_sets(self, features: AnyFloats) -> NDArray[np.bool_]:
         """Return which classes each image may have, (n, k), by feature rows, (n, d): see ``model.conformal``."""
@@ -85,14 +95,21 @@ class Predictor:
         if self.multiple:
             return self._several(self.predict_proba(features)[:, kept], names, kept)
         # Dropping logits before the softmax renormalises without ever dividing by a vanishing sum.
-        logits = self.head.logits(features)[:, kept].astype(np.float64)
-        probabilities = calibrated(logits, self.temperature, multiple=False)
+        probabilities = calibrated(self._logits(features)[:, kept], 1.0, multiple=False)
         best = probabilities.argmax(axis=1)
         scores = probabilities[np.arange(len(best)), best]
         return [
             Suggested(class_names=(names[index],), score=score)
             for index, score in zip(best.tolist(), scores.tolist(), strict=True)
         ]
+
+    def _logits(self, features: AnyFloats) -> NDArray[np.float64]:
+        """Return logits, (n, k), that are calibrated as they are."""
+        logits = self.head.logits(features).astype(np.float64) / self.temperature
+        if self.opinion is None:
+            return logits
+        opinions = self.opinion.log_probabilities(features).astype(np.float64)
+        return pooled_with(logits, opinions, self.opinion_share)
 
     def _several(self, probabilities: NDArray[np.float64], names: list[str], kept: list[int]) -> list[Suggested]:
         thresholds = np.asarray(self.thresholds)[kept]

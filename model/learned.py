@@ -25,9 +25,10 @@ class OutOfFold:
 class Learned:
     """A predictor, and how it does on images it was not fitted on.
 
-    ``uncalibrated`` and ``calibrated`` are reports on the same out-of-fold predictions, before and after
-    temperature scaling; ``conformal`` is on prediction sets of the calibrated ones. ``method`` names how the head was
-    fitted, the best of the ``candidates``; ``seed`` is what was random about it. ``seconds`` is how long it took.
+    ``uncalibrated`` and ``calibrated`` are reports on out-of-fold predictions of the same images: of the head alone,
+    and after temperature scaling, with what the backbone was pretrained to say. ``conformal`` is on prediction sets of
+    the latter. ``method`` names how the head was fitted, the best of the ``candidates``; ``seed`` is what was random
+    about it. ``seconds`` is how long it took.
     """
 
     predictor: Predictor

@@ -1,7 +1,8 @@
 """Labels and features become a calibrated predictor, judged on images that it was not fitted on.
 
 The flow: preprocessing of all images → folds by image content, near-duplicates together → every method fitted without
-each fold → the method that does best out of fold → that method on all labels → temperature, thresholds, reports.
+each fold → the method that does best out of fold → that method on all labels → temperature, what the pretrained
+classifier has to say, thresholds, reports.
 
 Shapes: n images with a label, m without, d features, p dimensions, k classes.
 """
@@ -24,6 +25,7 @@ from model.head import AnyFloats, FloatArray
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
 from model.logits import LinearMap, calibrated
+from model.opinion import Opinion, fit_share, pooled_with
 from model.preprocessing import earlier_block_weight, fit_preprocessing
 from model.sampling import drawn_by_content
 from model.thresholds import fit_thresholds
@@ -92,6 +94,7 @@ def learn(
     multiple: bool,
     block_sizes: tuple[int, ...],
     pool: AnyFloats | None = None,
+    opinion: Opinion | None = None,
     seed: int = 0,
 ) -> Learned:
     """Learn a calibrated predictor.
@@ -102,6 +105,7 @@ def learn(
         multiple: whether an image may have several classes.
         block_sizes: how a feature row is composed; the last block is the penultimate features.
         pool: features of images without a label, (m, d); at most ``MAX_POOL_IMAGES`` random ones are used.
+        opinion: what the backbone was pretrained to say of the classes, where each image has one.
         seed: decides what is random; the same arguments give the same result.
 
     Raises:
@@ -109,7 +113,7 @@ def learn(
         ValueError: shapes or values that cannot be.
     """
     started_s = time.perf_counter()
-    _check(examples, class_names, multiple)
+    _check(examples, class_names, multiple, opinion)
     examples = examples.thinned(MAX_LABELLED_IMAGES)
     if pool is None:
         pool = np.empty((0, examples.features.shape[1]), np.float16)
@@ -138,6 +142,11 @@ def learn(
     expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
     temperature = scale * final_temperature(fit_temperature(chosen, targets, expected), len(judged))
     probabilities = _cross_fitted(chosen, targets, folds)
+    share = 0.0
+    if opinion is not None:
+        opinions = opinion.log_probabilities(examples.features[judged])
+        share = fit_share(probabilities, opinions, targets)
+        probabilities = _cross_pooled(probabilities, opinions, targets, folds)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
     predictor = Predictor(
         class_names=class_names,
@@ -146,6 +155,8 @@ def learn(
         temperature=temperature,
         thresholds=thresholds,
         conformal=fit_conformal(probabilities, targets),
+        opinion=opinion,
+        opinion_share=share,
     )
     return Learned(
         predictor=predictor,
@@ -179,8 +190,10 @@ class _Problem:
         return fit_single_label(coordinates, targets.astype(np.intp), moments, self.pool)
 
 
-def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool) -> None:
+def _check(examples: Examples, class_names: tuple[str, ...], multiple: bool, opinion: Opinion | None) -> None:
     targets, n_classes = examples.targets, len(class_names)
+    if opinion is not None and (multiple or len(opinion.groups) != n_classes):
+        raise ValueError(f"an opinion of {len(opinion.groups)} classes does not fit {n_classes}, one per image")
     if len(targets) == 0:
         raise TooFewLabels("there is no labelled image to learn from")
     if multiple:
@@ -283,3 +296,15 @@ def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp])
         temperature = fit_temperature(logits[~here], targets[~here])
         probabilities[here] = calibrated(logits[here], temperature, multiple=targets.ndim == 2)
     return probabilities
+
+
+def _cross_pooled(
+    probabilities: FloatArray, opinions: FloatArray, targets: Targets, folds: NDArray[np.intp]
+) -> FloatArray:
+    """Return probabilities pooled with an opinion, whose share was fitted on the other folds for each."""
+    pooled = np.empty_like(probabilities)
+    for fold in np.unique(folds):
+        here = folds == fold
+        share = fit_share(probabilities[~here], opinions[~here], targets[~here])
+        pooled[here] = np.exp(pooled_with(np.log(probabilities[here]), opinions[here], share))
+    return pooled

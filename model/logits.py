@@ -34,6 +34,13 @@ def softmax(logits: NDArray[Floats]) -> NDArray[Floats]:
     return probabilities
 
 
+def log_softmax(logits: NDArray[Floats]) -> NDArray[Floats]:
+    """Return the logarithms of ``softmax``, (n, k)."""
+    below = logits - logits.max(axis=1, keepdims=True)
+    logarithms: NDArray[Floats] = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+    return logarithms
+
+
 def sigmoid(logits: NDArray[Floats]) -> NDArray[Floats]:
     """Return the probability, from 0 to 1, of each class by itself, of any shape."""
     half: NDArray[Floats] = 0.5 * (1 + np.tanh(0.5 * logits))

@@ -21,9 +21,10 @@ class VersionReport:
     Attributes:
         class_names: the k classes, in the order of all that is per class.
         multiple: whether an image may have several classes.
-        uncalibrated: on out-of-fold predictions without temperature.
-        calibrated: on the same ones with it.
+        uncalibrated: on out-of-fold predictions of the head without temperature.
+        calibrated: on the same images, with temperature and opinion.
         temperature: what logits are divided by.
+        opinion_share: how much the opinion of the pretrained classifier counts against the head, 0 to 1.
         thresholds: probability from which on a class is suggested, (k,), where an image may have several.
         conformal: thresholds of prediction sets.
         conformal_report: how these sets do, out of fold.
@@ -42,6 +43,7 @@ class VersionReport:
     uncalibrated: Report
     calibrated: Report
     temperature: float
+    opinion_share: float
     thresholds: tuple[float, ...] | None
     conformal: Conformal
     conformal_report: ConformalReport
@@ -85,6 +87,7 @@ def read_version_report(content: Mapping[str, Any], timings_s: Mapping[str, Any]
         uncalibrated=_read_report(content["uncalibrated"], len(class_names), multiple),
         calibrated=_read_report(content["calibrated"], len(class_names), multiple),
         temperature=_not_negative(content["temperature"]),
+        opinion_share=_share(content.get("opinion_share", 0.0)),
         thresholds=None if thresholds is None else tuple(_share(each) for each in thresholds),
         conformal=read_conformal(content["conformal"]),
         conformal_report=ConformalReport(

@@ -227,6 +227,7 @@ def encode_report(report: VersionReport) -> Json:
         "uncalibrated": _figures(report.uncalibrated, report.class_names),
         "calibrated": _figures(report.calibrated, report.class_names),
         "temperature": report.temperature,
+        "opinion_share": report.opinion_share,
         "thresholds": report.thresholds,
         "conformal": asdict(report.conformal) | asdict(report.conformal_report),
         "method": report.method,

@@ -30,11 +30,21 @@ from backend.domain import (
 )
 from backend.errors import NotFound, TrainingImpossible
 from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportProgress, Stores
-from backend.promotion import ActiveVersion, TrainedLabels, backbone_key, metrics_of, targets_of, version_key
+from backend.pretrained import names_of_all_classes
+from backend.promotion import (
+    ActiveVersion,
+    TrainedLabels,
+    backbone_key,
+    classifier_key,
+    metrics_of,
+    targets_of,
+    version_key,
+)
 from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, save_checkpoint
 from model.folds import NetworkSplit
 from model.learning import Examples, Learned, TooFewLabels, learn
+from model.opinion import Opinion, PretrainedLayers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,6 +192,7 @@ class Training:
                 multiple=training_set.schema.multiple,
                 block_sizes=self._features.block_sizes(digest),
                 pool=pool if len(pool) else None,
+                opinion=self._opinion(training_set.schema, digest),
             )
         except TooFewLabels as error:
             raise TrainingImpossible(f"{error} ({len(digests)} labelled images are embedded)") from error
@@ -302,6 +313,15 @@ class Training:
             return np.ones(len(digests), dtype=bool)
         split = NetworkSplit.read(self._artifacts.fetch(backbone_key(backbone_digest)))
         return np.array([split.may_judge(digest) for digest in digests], dtype=bool)
+
+    def _opinion(self, schema: LabelSchema, backbone_digest: str) -> Opinion | None:
+        """Return what the backbone was pretrained to say of the classes, where it knows all of them by name."""
+        with self._database.snapshot() as stores:
+            names = names_of_all_classes(schema, stores.backbones.categories(backbone_digest))
+        key = classifier_key(backbone_digest)
+        if names is None or not self._artifacts.keys(key):
+            return None
+        return PretrainedLayers.read(self._artifacts.fetch(key)).opinion(names)
 
     def _load_active(self, training_set: TrainingSet) -> ActiveVersion | None:
         """Return the active version; one that cannot be read any more is as good as none."""
