@@ -39,6 +39,8 @@ from backend.ports import (
     ReportProgress,
     UrlVerdict,
 )
+from model.logits import LinearMap
+from model.opinion import PretrainedLayers
 from tests.factories import BASE_DIGEST, NOON
 
 
@@ -151,6 +153,12 @@ class FakeEmbedder:
         others = [not any(column) for column in zip(*masks, strict=True)] if masks else [True] * len(self.categories)
         sums = [probabilities[:, mask].sum(axis=1) for mask in masks]
         return np.stack([*sums, probabilities[:, others].max(axis=1, initial=0)], axis=1).astype(np.float32)
+
+    def layers(self) -> PretrainedLayers:
+        """What ``classify`` computes with."""
+        centres = np.array([self._centre(category.encode(), self.digest) for category in self.categories], np.float32)
+        only = LinearMap(weight=centres.T / 4, bias=np.zeros(len(centres), np.float32))
+        return PretrainedLayers(layers=(only,), categories=self.categories)
 
     def features(self, content: bytes, digest: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return 2 * self._centre(content.split(b" ")[0], digest) + _direction(content, sum(self.BLOCK_SIZES)) / 2

@@ -20,8 +20,10 @@ from backend.adapters.embedders import EmbedderClient
 from backend.embedding_server import EmbeddingServer
 from backend.errors import EmbedderUnavailable
 from backend.ports import Embedder
+from backend.promotion import classifier_key
 from backend.settings import Settings
 from model.decoding import Decoders
+from model.opinion import PretrainedLayers
 from tests.fakes import FakeEmbedder
 
 
@@ -125,3 +127,18 @@ def test_what_it_cannot_do_is_refused_and_the_next_request_served(embedding: Emb
     with pytest.raises(EmbedderUnavailable, match="unicorn"):
         embedder.classify(features, [base.categories, ["unicorn"]], backbone_digest=base.digest)
     assert embedder.base() == base
+
+
+def test_what_the_embedding_process_stores_says_the_same(tmp_path: Path) -> None:
+    decoders = Decoders()
+    client, artifacts = start_server(tmp_path, decoders), LocalArtifacts(tmp_path / "artifacts")
+    base = client.base()
+    assert artifacts.keys("classifiers") == [classifier_key(base.digest)]
+    names = [base.categories[:1], base.categories[5:7]]
+    draw_pixels(tmp_path / "picture", 0)
+    features = client.embed([tmp_path / "picture"]).features
+    of_groups = client.classify(features, names, backbone_digest=base.digest)[:, :-1]
+    opinion = PretrainedLayers.read(artifacts.fetch(classifier_key(base.digest))).opinion(names)
+    expected = of_groups / of_groups.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(opinion.log_probabilities(features)), expected, atol=1e-3)
+    decoders.close()

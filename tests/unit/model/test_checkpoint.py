@@ -19,6 +19,8 @@ from model.evaluation import evaluate
 from model.head import Head
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
+from model.logits import LinearMap
+from model.opinion import Opinion
 
 
 def make_learned(*, multiple: bool = False) -> Learned:
@@ -49,6 +51,16 @@ def make_learned(*, multiple: bool = False) -> Learned:
         out_of_fold=OutOfFold(digests=("a", "b", "c", "d"), probabilities=probabilities),
         seconds=0.5,
     )
+
+
+def with_opinion(learned: Learned) -> Learned:
+    random = np.random.default_rng(5)
+    layers = [
+        LinearMap(weight=random.random((before, after)).astype(np.float32), bias=np.ones(after, np.float32))
+        for before, after in ((3, 4), (4, 3))
+    ]
+    opinion = Opinion(layers=tuple(layers), groups=((0, 2), (1,)))
+    return replace(learned, predictor=replace(learned.predictor, opinion=opinion, opinion_share=0.4))
 
 
 def save(folder: Path, learned: Learned, **changes: Any) -> str:
@@ -242,3 +254,31 @@ def test_files_are_json_and_safetensors_only(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "model.json").read_text())["content"]
     assert content["class_names"] == ["ant", "käfer"]
     assert set(content["files"]) == {"head.safetensors", "out_of_fold.safetensors", "out_of_fold.json"}
+
+
+class TestOpinion:
+    def test_it_comes_back_with_its_share(self, tmp_path: Path) -> None:
+        learned = with_opinion(make_learned())
+        save(tmp_path, learned)
+        features = np.random.default_rng(1).random((3, 5)).astype(np.float16)
+        probabilities = load_predictor(tmp_path).predict_proba(features)
+        np.testing.assert_array_equal(probabilities, learned.predictor.predict_proba(features))
+        assert np.abs(probabilities - make_learned().predictor.predict_proba(features)).max() > 0.01
+        assert load_version_report(tmp_path).opinion_share == 0.4
+
+    @pytest.mark.parametrize("damage", [b"", b"no arrays"])
+    def test_a_damaged_one_is_noticed(self, tmp_path: Path, damage: bytes) -> None:
+        save(tmp_path, with_opinion(make_learned()))
+        (tmp_path / "opinion.safetensors").write_bytes(damage)
+        with pytest.raises(CorruptCheckpoint, match=r"opinion\.safetensors"):
+            load_predictor(tmp_path)
+
+    def test_checkpoints_of_before_there_were_any_have_none(self, tmp_path: Path) -> None:
+        save(tmp_path, make_learned())
+        stored = json.loads((tmp_path / "model.json").read_text())
+        del stored["content"]["opinion"], stored["content"]["opinion_share"]
+        canonical = json.dumps(stored["content"], sort_keys=True, separators=(",", ":"))
+        stored["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+        (tmp_path / "model.json").write_text(json.dumps(stored))
+        assert load_predictor(tmp_path).opinion is None
+        assert load_version_report(tmp_path).opinion_share == 0.0

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from model.head import Head
 from model.inference import Predictor, Suggested, suggest_known
-from model.logits import calibrated
+from model.logits import LinearMap, calibrated
+from model.opinion import Opinion
 from model.query.uncertainty import narrowness
 
 
@@ -165,3 +167,37 @@ def test_web_process_can_score_without_what_fitting_needs() -> None:
     code = "import sys, model.checkpoint, model.inference; print({'scipy', 'sklearn', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+class TestOpinion:
+    """Beside the head's word that of a classifier which looks at the last two features."""
+
+    def opinion(self) -> Opinion:
+        weight = np.random.default_rng(2).normal(size=(2, 3)).astype(np.float32) * 4
+        return Opinion(layers=(LinearMap(weight=weight, bias=np.zeros(3, np.float32)),), groups=((0,), (1,), (2,)))
+
+    def test_its_share_says_how_much_it_counts(self) -> None:
+        head, features, opinion = make_predictor(), make_features(9), self.opinion()
+        alone, said = head.predict_proba(features), np.exp(opinion.log_probabilities(features).astype(np.float64))
+        for share in (0.0, 0.25, 1.0):
+            pooled = alone ** (1 - share) * said**share
+            expected = pooled / pooled.sum(axis=1, keepdims=True)
+            predictor = replace(head, opinion=opinion, opinion_share=share)
+            np.testing.assert_allclose(predictor.predict_proba(features), expected, rtol=1e-4, atol=1e-6)
+
+    def test_suggestions_go_by_both(self) -> None:
+        predictor, features = replace(make_predictor(), opinion=self.opinion(), opinion_share=0.5), make_features(40)
+        probabilities = predictor.predict_proba(features)
+        best = [predictor.class_names[column] for column in probabilities.argmax(axis=1)]
+        assert [suggested.class_names[0] for suggested in predictor.suggest(features)] == best
+        of_two = predictor.suggest(features, ["bee", "wasp"])
+        renormalised = probabilities[:, 1:].max(axis=1) / probabilities[:, 1:].sum(axis=1)
+        np.testing.assert_allclose([each.score for each in of_two], renormalised, rtol=1e-6)
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="an opinion of 3 classes"):
+            replace(make_predictor(multiple=True), opinion=self.opinion())
+        with pytest.raises(ValueError, match="an opinion of 2 classes"):
+            replace(make_predictor(), opinion=replace(self.opinion(), groups=((0,), (1,))))
+        with pytest.raises(ValueError, match="share"):
+            replace(make_predictor(), opinion=self.opinion(), opinion_share=1.5)

@@ -12,6 +12,8 @@ from model import learning
 from model.checkpoint import save_checkpoint
 from model.evaluation import evaluate
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
+from model.logits import LinearMap
+from model.opinion import Opinion
 
 BLOCK_SIZES = (8, 12, 40)
 NOISE = 1.6
@@ -307,3 +309,50 @@ def test_a_few_nearly_equal_images(spread: float, multiple: bool) -> None:
     learned = learn_from(examples, 3)
     assert np.isfinite(learned.predictor.predict_proba(alike)).all()
     assert np.isfinite(learned.calibrated.log_loss)
+
+
+class TestOpinion:
+    """A classifier that knows the four classes by heart beside a head that learns them from a few labels."""
+
+    N_CLASSES = 4
+
+    def opinion(self, shift: int = 0) -> Opinion:
+        """What knows where the clusters lie, and with a ``shift`` means another class by each name."""
+        centres = np.maximum(np.random.default_rng(0).normal(size=(1000, sum(BLOCK_SIZES))), 0)
+        columns = np.roll(centres[: self.N_CLASSES, -BLOCK_SIZES[-1] :], shift, axis=0).T.astype(np.float32)
+        bias = -0.5 * (columns**2).sum(axis=0)
+        return Opinion(
+            layers=(LinearMap(weight=columns, bias=bias),), groups=tuple((index,) for index in range(self.N_CLASSES))
+        )
+
+    def learn(self, n_labels: int, opinion: Opinion | None) -> tuple[Learned, float]:
+        """Learn, and return the log loss on images never seen, too."""
+        examples = make_examples(np.arange(n_labels) % self.N_CLASSES)
+        learned = learn(examples, names(self.N_CLASSES), multiple=False, block_sizes=BLOCK_SIZES, opinion=opinion)
+        assert_sound(learned, examples)
+        targets = np.arange(800) % self.N_CLASSES
+        fresh = evaluate(learned.predictor.predict_proba(make_features(targets, 3)), targets, multiple=False)
+        return learned, fresh.log_loss
+
+    def test_it_helps_where_labels_are_few(self) -> None:
+        alone, helped = self.learn(16, None), self.learn(16, self.opinion())
+        assert helped[1] < 0.8 * alone[1]
+        assert helped[0].predictor.opinion_share > 0.3
+        assert helped[0].calibrated.log_loss < alone[0].calibrated.log_loss
+
+    def test_labels_unmask_one_that_means_something_else(self) -> None:
+        alone, misled = self.learn(40, None), self.learn(40, self.opinion(shift=1))
+        assert misled[0].predictor.opinion_share < 0.1
+        assert misled[1] == pytest.approx(alone[1], rel=0.15)
+
+    def test_the_report_is_of_images_whose_labels_did_not_decide_its_share(self) -> None:
+        learned, fresh_log_loss = self.learn(200, self.opinion())
+        assert learned.calibrated.log_loss == pytest.approx(fresh_log_loss, abs=0.15)
+
+    def test_one_of_other_classes_is_refused(self) -> None:
+        examples = make_examples(np.arange(20) % 2)
+        with pytest.raises(ValueError, match="an opinion of 4 classes does not fit 2"):
+            learn(examples, names(2), multiple=False, block_sizes=BLOCK_SIZES, opinion=self.opinion())
+        several = make_examples(np.eye(4, dtype=bool)[np.arange(20) % 4])
+        with pytest.raises(ValueError, match="one per image"):
+            learn(several, names(4), multiple=True, block_sizes=BLOCK_SIZES, opinion=self.opinion())
