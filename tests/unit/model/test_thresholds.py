@@ -12,10 +12,15 @@ def test_threshold_of_many_images_is_where_f1_is_best() -> None:
     assert 0.15 < threshold < 0.35
 
 
-def test_threshold_of_few_images_stays_near_a_half() -> None:
-    truth = np.array([[True], [False], [False]])
-    (threshold,) = fit_thresholds(np.array([[0.3], [0.2], [0.1]], np.float32), truth)
-    assert 0.49 < threshold < 0.5
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [([0.9, 0.8, 0.2, 0.1], 0.5), ([0.9, 0.8, 0.7, 0.1], 0.4), ([0.4, 0.3, 0.2, 0.1], 0.35)],
+    ids=["all are right", "F1 is four fifths", "none is suggested"],
+)
+def test_threshold_of_few_images_stays_near_half_of_f1(probabilities: list[float], expected: float) -> None:
+    truth = np.array([[True], [True], [False], [False]])
+    (threshold,) = fit_thresholds(np.array(probabilities, np.float32)[:, None], truth)
+    assert threshold == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize("value", [True, False])
