@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from model.evaluation import Targets
@@ -27,6 +28,10 @@ from model.logits import Floats, LinearMap, log_softmax
 LAYERS_FILE = "layers.safetensors"
 CATEGORIES_FILE = "categories.json"
 SHARES = np.linspace(0.0, 1.0, 21)
+
+
+class CorruptClassifier(Exception):
+    """A stored classifier that is incomplete, was altered, or was never one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +62,13 @@ class PretrainedLayers:
     layers: tuple[LinearMap, ...]
     categories: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse layers that do not fit together."""
+        sizes = [len(layer.weight) for layer in self.layers[1:]] + [len(self.categories)]
+        shapes = [(layer.weight.shape[1:], layer.bias.shape) for layer in self.layers]
+        if not self.layers or shapes != [((size,), (size,)) for size in sizes]:
+            raise ValueError(f"layers of shapes {shapes} do not lead to {len(self.categories)} categories")
+
     def opinion(self, names: Sequence[Sequence[str]]) -> Opinion:
         """Return its opinion of classes, given the names of the categories that mean each of them.
 
@@ -80,10 +92,17 @@ class PretrainedLayers:
 
     @classmethod
     def read(cls, folder: Path) -> PretrainedLayers:
-        """Read what ``write`` wrote."""
-        arrays = {name: array.astype(np.float32) for name, array in load_file(folder / LAYERS_FILE).items()}
-        categories = json.loads((folder / CATEGORIES_FILE).read_text(encoding="utf-8"))
-        return cls(layers=layers_from(arrays), categories=tuple(map(str, categories)))
+        """Read what ``write`` wrote.
+
+        Raises:
+            CorruptClassifier: it is something else.
+        """
+        try:
+            arrays = {name: array.astype(np.float32) for name, array in load_file(folder / LAYERS_FILE).items()}
+            categories = json.loads((folder / CATEGORIES_FILE).read_text(encoding="utf-8"))
+            return cls(layers=layers_from(arrays), categories=tuple(map(str, categories)))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CorruptClassifier(f"the classifier in {folder.name} cannot be read: {error!r}") from error
 
 
 def fit_share(probabilities: FloatArray, opinions: FloatArray, targets: Targets) -> float:

@@ -44,7 +44,7 @@ from backend.scheduling import Scheduler
 from model.checkpoint import CorruptCheckpoint, save_checkpoint
 from model.folds import NetworkSplit
 from model.learning import Examples, Learned, TooFewLabels, learn
-from model.opinion import Opinion, PretrainedLayers
+from model.opinion import CorruptClassifier, Opinion, PretrainedLayers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -321,7 +321,11 @@ class Training:
         key = classifier_key(backbone_digest)
         if names is None or not self._artifacts.keys(key):
             return None
-        return PretrainedLayers.read(self._artifacts.fetch(key)).opinion(names)
+        try:
+            return PretrainedLayers.read(self._artifacts.fetch(key)).opinion(names)
+        except (CorruptClassifier, KeyError, NotFound) as error:
+            log.warning("what the backbone was pretrained to say is left aside", reason=str(error))
+            return None
 
     def _load_active(self, training_set: TrainingSet) -> ActiveVersion | None:
         """Return the active version; one that cannot be read any more is as good as none."""

@@ -16,7 +16,7 @@ from torch import nn
 from model.blocks import FeatureNetwork
 from model.classifier import PretrainedClassifier, find_classifier
 from model.logits import LinearMap, softmax
-from model.opinion import PretrainedLayers, fit_share, pooled_with
+from model.opinion import CorruptClassifier, PretrainedLayers, fit_share, pooled_with
 from tests.unit.model.test_classifier import torchvision_network
 
 CATEGORIES = ("ant", "bee", "wasp", "fly")
@@ -97,6 +97,16 @@ def test_what_was_written_is_read_again(tmp_path: Path, n_layers: int) -> None:
     features = make_features(7)
     expected = layers.opinion(names).log_probabilities(features)
     np.testing.assert_allclose(again.opinion(names).log_probabilities(features), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "categories", ['["ant"]', "null", "", '["ant", "bee", "wasp", "fly", "moth"]'], ids=["few", "null", "empty", "many"]
+)
+def test_what_is_no_classifier_is_not_read(tmp_path: Path, categories: str) -> None:
+    make_layers().write(tmp_path)
+    (tmp_path / "categories.json").write_text(categories)
+    with pytest.raises(CorruptClassifier, match="cannot be read"):
+        PretrainedLayers.read(tmp_path)
 
 
 def test_only_the_last_features_count() -> None:

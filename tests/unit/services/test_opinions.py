@@ -63,3 +63,16 @@ def test_without_a_stored_classifier_there_is_none(world: World) -> None:
     world.embedder.categories = CATEGORIES
     world.learn(pets(12))
     assert predictor_of(world).opinion is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays"])
+def test_a_stored_classifier_that_is_damaged_costs_its_opinion_alone(known: World, content: bytes) -> None:
+    (known.artifacts.fetch(classifier_key(BASE_DIGEST)) / "layers.safetensors").write_bytes(content)
+    known.learn(pets(12))
+    assert predictor_of(known).opinion is None
+
+
+def test_a_stored_classifier_without_these_categories_is_left_aside(known: World) -> None:
+    (known.artifacts.fetch(classifier_key(BASE_DIGEST)) / "categories.json").write_text('["ant", "bee", "wasp"]')
+    known.learn(pets(12))
+    assert predictor_of(known).opinion is None
