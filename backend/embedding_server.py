@@ -27,7 +27,6 @@ from backend.ports import ArtifactStore
 from backend.promotion import backbone_key, classifier_key
 from backend.settings import Settings
 from model.backbones import CorruptBackbone, load_backbone, load_saved_backbone
-from model.classifier import PretrainedClassifier
 from model.decoding import Decoders
 from model.features import Embedded, Engine, choose_device
 
@@ -61,8 +60,6 @@ class EmbeddingServer:
         self.base_digest = backbone.digest
         self.note = backbone.note
         self._base = Engine(backbone, self._device)
-        if backbone.classifier is not None:
-            self._publish(backbone.classifier, backbone.digest)
         self.runtime_name = self._base.runtime.name
         self._finetuned: OrderedDict[str, Engine] = OrderedDict()
         self._loading = threading.Lock()
@@ -73,6 +70,8 @@ class EmbeddingServer:
     def serve(self, address: Path) -> None:
         """Answer requests until the process is told to end."""
         threading.Thread(target=self._work, name="engine", daemon=True).start()
+        # beside the work: a storage out of reach must not keep anybody waiting
+        threading.Thread(target=self._store_classifier, name="classifier", daemon=True).start()
         with contextlib.suppress(FileNotFoundError):
             address.unlink()
         with Listener(str(address), family="AF_UNIX", backlog=64) as listener:
@@ -80,15 +79,16 @@ class EmbeddingServer:
                 connection = listener.accept()
                 threading.Thread(target=self._answer_all, args=(connection,), daemon=True).start()
 
-    def _publish(self, classifier: PretrainedClassifier, digest: str) -> None:
-        """Store the classifier for those who learn without torch; they can do without."""
-        layers = classifier.as_arrays()
+    def _store_classifier(self) -> None:
+        """Store the pretrained classifier for those who learn without torch; they can do without."""
+        classifier, key = self._base.backbone.classifier, classifier_key(self.base_digest)
+        layers = classifier.as_arrays() if classifier else None
         try:
-            if layers is None or self._artifacts.keys(classifier_key(digest)):
+            if layers is None or self._artifacts.keys(key):
                 return
             with self._artifacts.scratch() as folder:
                 layers.write(folder)
-                self._artifacts.publish(classifier_key(digest), folder)
+                self._artifacts.publish(key, folder)
         except (StoreUnavailable, OSError) as error:
             log.warning("the pretrained classifier is not stored, versions learn without it", reason=str(error))
 

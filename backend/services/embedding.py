@@ -25,6 +25,7 @@ from backend.ports import (
     ReportProgress,
 )
 from backend.pretrained import version_in_use
+from backend.promotion import backbone_key
 from backend.scheduling import Scheduler
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Embedding:
     def _backbone_in_use(self, project: Project) -> EmbedderBackbone:
         """Return the fine-tuned backbone that the project has moved to, else the pretrained one of the settings."""
         digest = project.backbone_digest
-        if digest and self._artifacts.keys(f"backbones/{digest}"):
+        if digest and self._artifacts.keys(backbone_key(digest)):
             return EmbedderBackbone(digest=digest)
         return self._embedder.base()
 

@@ -24,6 +24,7 @@ from backend.promotion import classifier_key
 from backend.settings import Settings
 from model.decoding import Decoders
 from model.opinion import PretrainedLayers
+from tests.e2e.loop import wait_for
 from tests.fakes import FakeEmbedder
 
 
@@ -133,7 +134,7 @@ def test_what_the_embedding_process_stores_says_the_same(tmp_path: Path) -> None
     decoders = Decoders()
     client, artifacts = start_server(tmp_path, decoders), LocalArtifacts(tmp_path / "artifacts")
     base = client.base()
-    assert artifacts.keys("classifiers") == [classifier_key(base.digest)]
+    wait_for(lambda: artifacts.keys("classifiers") == [classifier_key(base.digest)], "the stored classifier")
     names = [base.categories[:1], base.categories[5:7]]
     draw_pixels(tmp_path / "picture", 0)
     features = client.embed([tmp_path / "picture"]).features
