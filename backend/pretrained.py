@@ -13,9 +13,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from backend.domain import PATH_SEPARATOR, LabelSchema, ModelVersion, Project, untrained_name
 from backend.ports import Stores
+from model.opinion import Opinion
+
+if TYPE_CHECKING:
+    from model.backbones import Backbone
 
 MIN_MATCHED_CLASSES = 2
 """A single known class would be all that is ever suggested."""
@@ -79,6 +84,13 @@ def names_of_all_classes(schema: LabelSchema, categories: tuple[str, ...]) -> tu
     """
     matched = match_categories(schema, categories)
     return None if schema.multiple or len(matched) < len(schema.class_names) else tuple(matched.values())
+
+
+def opinion_of(backbone: Backbone, schema: LabelSchema) -> Opinion | None:
+    """Return what a backbone was pretrained to say of the classes, where it knows all of them by name."""
+    layers = backbone.classifier.as_arrays() if backbone.classifier else None
+    names = names_of_all_classes(schema, layers.categories) if layers else None
+    return layers.opinion(names) if layers and names else None
 
 
 def is_version_name(project_id: int, name: str) -> bool:

@@ -19,6 +19,7 @@ from model.folds import first_digests
 from model.head import AnyFloats
 from model.inference import Predictor
 from model.learning import Examples, TooFewLabels, learn
+from model.opinion import Opinion
 from model.query import Pool, score
 
 LABELS_PER_CLASS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50)
@@ -51,6 +52,7 @@ class LabelledSet:
     test_images: Images
     n_classes: int
     block_sizes: tuple[int, ...]
+    opinion: Opinion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ def replay(
             labelled.test_images,
             n_classes=labelled.n_classes,
             block_sizes=labelled.block_sizes,
+            opinion=labelled.opinion,
             strategy=strategy,
             budgets=budgets,
             batch_size=batch_size,
@@ -157,6 +160,7 @@ def simulate(
     *,
     n_classes: int,
     block_sizes: tuple[int, ...],
+    opinion: Opinion | None = None,
     strategy: str,
     budgets: Sequence[int],
     batch_size: int,
@@ -169,6 +173,7 @@ def simulate(
         test_images: never asked, never in the pool.
         n_classes: k.
         block_sizes: how a feature row is composed.
+        opinion: what the backbone was pretrained to say of the classes.
         strategy: a name in ``model.query.STRATEGIES``.
         budgets: numbers of labels, ascending, at which to judge; those above n are left out.
         batch_size: most labels given before the model is learned anew and asks again; for ``random`` all up to the
@@ -196,7 +201,7 @@ def simulate(
             )
             values = score(strategy, pool, batch_size=size, seed=seed * 100_003 + len(asked)).values
             asked.extend(remaining[np.argsort(-values)[:size]].tolist())
-            predictor = _learned(images, asked, class_names, multiple, block_sizes, seed)
+            predictor = _learned(images, asked, class_names, block_sizes, opinion, seed)
         probabilities = _probabilities(predictor, test_images, images.targets[asked], n_classes)
         thresholds = predictor.thresholds if predictor is not None else None
         report = evaluate(probabilities, test_images.targets, multiple=multiple, thresholds=thresholds)
@@ -207,8 +212,8 @@ def _learned(
     images: Images,
     asked: list[int],
     class_names: tuple[str, ...],
-    multiple: bool,
     block_sizes: tuple[int, ...],
+    opinion: Opinion | None,
     seed: int,
 ) -> Predictor | None:
     examples = Examples(
@@ -219,9 +224,18 @@ def _learned(
     )
     pool = np.delete(images.features, asked, axis=0)
     try:
-        return learn(examples, class_names, multiple=multiple, block_sizes=block_sizes, pool=pool, seed=seed).predictor
+        learned = learn(
+            examples,
+            class_names,
+            multiple=images.targets.ndim == 2,
+            block_sizes=block_sizes,
+            pool=pool,
+            opinion=opinion,
+            seed=seed,
+        )
     except TooFewLabels:
         return None
+    return learned.predictor
 
 
 def _probabilities(predictor: Predictor | None, images: Images, known: Targets, n_classes: int) -> AnyFloats:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backend.domain import LabelledImage, LabelSchema, Metrics, VersionKind
 from backend.errors import InvalidRequest, TrainingImpossible
-from backend.pretrained import names_of_all_classes
+from backend.pretrained import opinion_of
 from backend.promotion import metrics_of, targets_of
 from model.backbones import Backbone, load_backbone
 from model.evaluation import Report, compare, evaluate
@@ -24,7 +24,6 @@ from model.finetuning import TrainingDiverged
 from model.folds import JUDGING_FOLD, N_FOLDS, fold_groups, fold_of
 from model.inference import Predictor
 from model.learning import Examples, Learned, TooFewLabels, learn
-from model.opinion import Opinion
 from model.recipe import finetune
 
 log = structlog.get_logger()
@@ -312,13 +311,6 @@ class Contest:
             log.warning("image unusable", file=str(paths[index]), reason=problem)
             readable[index] = False
         return embedded.features, readable
-
-
-def opinion_of(backbone: Backbone, schema: LabelSchema) -> Opinion | None:
-    """Return what a backbone was pretrained to say of the classes, where it knows all of them by name."""
-    layers = backbone.classifier.as_arrays() if backbone.classifier else None
-    names = names_of_all_classes(schema, layers.categories) if layers else None
-    return layers.opinion(names) if layers and names else None
 
 
 def _read_subfolders(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from backend.domain import LabelledImage, LabelSchema
 from backend.errors import ConfigurationError, InvalidRequest, TrainingImpossible
+from backend.pretrained import opinion_of
 from backend.promotion import targets_of
 from model.backbones import Backbone, load_backbone
 from model.features import Engine, choose_device
@@ -99,6 +100,7 @@ def simulate_labelling(
         test_images=Images(features=features[test], targets=targets[test]),
         n_classes=len(schema.class_names),
         block_sizes=backbone.block_sizes,
+        opinion=opinion_of(backbone, schema),
     )
     curves = tuple(_replayed(labelled_set, strategy, budgets, settings, on_progress) for strategy in strategies)
     return Simulation(

@@ -7,6 +7,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from model import simulation
+from model.logits import LinearMap
+from model.opinion import Opinion
 from model.query import STRATEGIES, Pool, Scores, score
 from model.simulation import Images, LabelledSet, Round, held_out, replay, simulate
 
@@ -151,3 +153,24 @@ class TestHeldOut:
         drawn = held_out(digests_of(120), features, targets, BLOCK_SIZES, 0.3)
         np.testing.assert_array_equal(drawn[::2], drawn[1::2])
         assert abs(drawn.sum() - 36) <= 2
+
+
+def test_what_the_backbone_was_pretrained_to_say_counts_as_it_does_for_annotators() -> None:
+    centres = np.maximum(np.random.default_rng(0).normal(size=(3, sum(BLOCK_SIZES))), 0)[:, -BLOCK_SIZES[-1] :]
+    knows_all = LinearMap(
+        weight=centres.T.astype(np.float32), bias=(-0.5 * (centres**2).sum(axis=1)).astype(np.float32)
+    )
+    known = LabelledSet(
+        name="known",
+        backbone="none",
+        images=make_images(1),
+        test_images=make_images(99, 200),
+        n_classes=3,
+        block_sizes=BLOCK_SIZES,
+        opinion=Opinion(layers=(knows_all,), groups=((0,), (1,), (2,))),
+    )
+    curves = [
+        replay(each, "random", budgets=[6], batch_size=6, n_seeds=3) for each in (known, replace(known, opinion=None))
+    ]
+    with_opinion, without = (np.mean(curve.accuracy) for curve in curves)
+    assert with_opinion > without + 0.05
