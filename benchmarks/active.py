@@ -5,8 +5,8 @@
 Images, weights and test split are those of `benchmarks/learning.py`. Every photo is embedded once (--cache keeps the
 features); then the loop of asking, labelling and learning is replayed (`model.simulation`) for each strategy and
 seed, with a new model after every batch, as large as the view "Label next" is by default. What is in the output
-already is kept: start again and it goes on. Labels needed, and what else the tables show: see `model.query_report`. What
-backbones were pretrained to say of ants and bees is left out: it would leave little to learn from labels. The
+already is kept: start again and it goes on. Labels needed, and what else the tables show: see `model.query_report`.
+What backbones were pretrained to say of ants and bees is left out: it would leave little to learn from labels. The
 target is the mean of more seeds than strategies are replayed with, for it is cheap. Beside it stands what all photos
 there are would teach: a target above that was reached by luck, and no choice of labels can be expected to reach it.
 """
