@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import structlog
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import NewConnectionError
 
 from backend.errors import LabelStudioRejected, LabelStudioUnauthorized, LabelStudioUnavailable
@@ -26,6 +28,13 @@ FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 MAX_ANSWER_BYTES = 128 * 2**20
 TOO_LARGE = 413
+KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+"""A large deletion may take ten minutes of silence, and a machine that died is silent too: it is told after one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,14 @@ class _TryAgain(LabelStudioUnavailable):
         self.delay_s = delay_s
 
 
+class _KeepAlive(HTTPAdapter):
+    """Notices while it waits for an answer that the machine that owes it is gone."""
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        socket_options = [*HTTPConnection.default_socket_options, *KEEP_ALIVE]
+        super().init_poolmanager(*arguments, **options, socket_options=socket_options)
+
+
 class Connection:
     """Calls to the API of one Label Studio; safe for threads.
 
@@ -91,7 +108,7 @@ class Connection:
         self._session.trust_env = False
         self._session.verify = ca_file or True
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size)
+        adapter = _KeepAlive(pool_connections=1, pool_maxsize=pool_size)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 

@@ -226,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         truth = self.server.truth
         with truth.lock:
             if self.server.is_dying:
-                return
+                return self._give_up()
             if parts.path.startswith("/data/"):
                 picture = truth.pictures.get(parts.path)
                 return self._answer(404 if picture is None else 200, picture or b"", "image/png")
@@ -234,9 +234,12 @@ class _Handler(BaseHTTPRequestHandler):
             asked = Asked(truth=truth, query=query, body=json.loads(body or b"null"))
             status, content = answer(self.command, parts.path.rstrip("/"), asked)
         if self.server.is_dying:
-            self.close_connection = True
-            return None
+            return self._give_up()
         return self._answer(status, json.dumps(content).encode(), "application/json")
+
+    def _give_up(self) -> None:
+        """Answer nothing; a connection that was made while the others were broken must not stay open either."""
+        self.close_connection = True
 
     def _answer(self, status: int, content: bytes, content_type: str) -> None:
         self.send_response(status)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -135,6 +139,29 @@ def jwt(lifetime_s: float, name: str = "") -> str:
 
 
 PERSONAL = jwt(1e9, "personal")
+
+
+def connection_options(port: int, *options: tuple[int, int]) -> list[int]:
+    """Return options of the end in this process of a connection to a port."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as end:
+            if end.getpeername()[1] == port:
+                return [end.getsockopt(*option) for option in options]
+    raise AssertionError(f"there is no connection to port {port}")
+
+
+def test_a_machine_that_died_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
+    client = connect()
+    client.project(5)
+    is_asked, idle_s, interval_s, n_times = connection_options(
+        urlsplit(server.url).port or 0,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    )
+    assert is_asked
+    assert idle_s + interval_s * n_times <= 60
 
 
 # --- retries and refusals --------------------------------------------------------------------------------
