@@ -3,8 +3,10 @@
 Temperature scaling divides all logits by one number T > 0 (Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern
 Neural Networks", 2017). T must be fitted on logits of images that the head was not fitted on. A few dozen of them
 say little about T, and where all are right they ask for T = 0; so T is the maximum a posteriori under a prior of
-log T, normal on either side of what is expected. Heads that see more labels are less over-confident, and the final
-head sees a fold more than those that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to
+log T: normal around what is expected, with exponential tails (the density whose negative logarithm is the loss of
+Huber, "Robust Estimation of a Location Parameter", 1964), so that labels that mean nothing, which ask for a T far
+above what is expected, are believed. Heads that see more labels are less over-confident, and the final head sees a
+fold more than those that T was fitted on: T is lowered by ``FINAL_HEAD_GAIN`` / sqrt(n), at most to
 ``SMALLEST_FINAL_SHARE``.
 
 What to expect of T follows from the logits themselves and how many labels taught them: on photos it is their spread
@@ -28,9 +30,10 @@ from numpy.typing import NDArray
 
 from model.logits import calibrated
 
-PRECISION_BELOW = 40.0
-PRECISION_ABOVE = 14.0
-"""One over the variance of log T, on either side of what is expected: labels that mean nothing ask for far more."""
+PRECISION = 150.0
+"""One over the variance of log T near what is expected."""
+LARGEST_PULL = 10.0
+"""The slope of the prior's negative logarithm in its tails."""
 LABELS_PER_CLASS_RANGE = (1, 50)
 """Within it more labels lower what is expected of T; beyond it they say enough themselves."""
 TYPICAL_TEMPERATURE = 5.0
@@ -102,7 +105,7 @@ def fit_temperature(
 
 def _pull(distance: float) -> float:
     """Return the slope of the negative log prior at a distance from the expected log T."""
-    return (PRECISION_BELOW if distance < 0 else PRECISION_ABOVE) * distance
+    return min(max(PRECISION * distance, -LARGEST_PULL), LARGEST_PULL)
 
 
 def expected_temperature(logits: NDArray[np.floating[Any]], *, multiple: bool) -> float:

@@ -20,7 +20,7 @@ from model.logits import LinearMap, calibrated
 
 PRIOR_IMAGES_PER_DIMENSION = 0.35
 PRIOR_COUNT = 0.5
-POOL_WEIGHT = 0.4
+POOL_WEIGHT = 0.3
 POOL_ROUNDS = 3
 GUESS_TEMPERATURE = 2.0
 """What logits are divided by for guesses about the pool: nobody corrects these, and who is sure repeats its errors."""

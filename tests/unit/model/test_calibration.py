@@ -79,11 +79,11 @@ def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int) 
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_few_labels_that_mean_nothing_make_the_head_less_sure_than_expected(multiple: bool) -> None:
+def test_few_labels_that_mean_nothing_make_the_head_far_less_sure_than_expected(multiple: bool) -> None:
     random = np.random.default_rng(9)
     logits = 10 * random.normal(size=(60, 3)).astype(np.float32)
     targets = random.random((60, 3)) < 0.5 if multiple else random.integers(0, 3, 60)
-    assert fit_temperature(logits, targets) > 1.3 * expected_temperature(logits, multiple=multiple)
+    assert fit_temperature(logits, targets) > 3 * expected_temperature(logits, multiple=multiple)
 
 
 def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few() -> None:

@@ -54,7 +54,7 @@ def test_earlier_blocks_count_as_much_as_they_are_told() -> None:
     norms = [np.linalg.norm(each - each.mean(axis=0), axis=1) for each in coordinates]
     assert (norms[1] > norms[0]).mean() > 0.9
     assert earlier_block_weight(5) == 0.25
-    assert earlier_block_weight(50) == pytest.approx(0.5)
+    assert earlier_block_weight(25) == pytest.approx(0.5)
     assert earlier_block_weight(1000) == 1.0
 
 
