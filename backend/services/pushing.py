@@ -90,10 +90,11 @@ class Pushing:
             return "nothing to push: there is no version yet, or the label config is not supported"
         pool = self._drop_half_push(self._gateway, pool)
         n_pushed = self._push(self._gateway, pool, report)
-        in_use = isinstance(pool.version, PretrainedVersion) or self._point(self._gateway, pool)
+        stored = self._gateway.model_versions(pool.project.identity.label_studio_id)
+        in_use = isinstance(pool.version, PretrainedVersion) or self._point(self._gateway, pool, stored)
         if in_use:
             self._record(pool)
-            self._clear(self._gateway, pool)
+            self._clear(self._gateway, pool, stored)
         return f"{n_pushed} suggestions of {pool.version.name} pushed" + ("" if in_use else "; project uses another")
 
     def _pool(self, project_id: int) -> Pool | None:
@@ -148,11 +149,10 @@ class Pushing:
         results = self._suggester.suggest(pool.version, pool.schema, embedded, list(rows))
         return [result for result in results if isinstance(result, Suggestion)]
 
-    def _point(self, gateway: LabelStudioGateway, pool: Pool) -> bool:
+    def _point(self, gateway: LabelStudioGateway, pool: Pool, stored: dict[str, int]) -> bool:
         """Make the pushed version the project's, unless somebody chose something else by hand."""
         label_studio_id = pool.project.identity.label_studio_id
         current = gateway.project(label_studio_id).model_version
-        stored = gateway.model_versions(label_studio_id)
         if current == "" or (current in stored and not is_version_name(pool.project.id, current)):
             log.info("pointer left alone", project=pool.project.id, version=current or "pre-annotation is off")
             return False
@@ -168,10 +168,10 @@ class Pushing:
             project = stores.projects.get(pool.project.id)
             stores.projects.save(replace(project, pushed_version=pool.version.name))
 
-    def _clear(self, gateway: LabelStudioGateway, pool: Pool) -> None:
+    def _clear(self, gateway: LabelStudioGateway, pool: Pool, stored: dict[str, int]) -> None:
         """Delete what superseded versions of ours left behind, and nothing else."""
         # A learned version that is not known (any more) is none that pretrained suggestions supersede.
         is_superseded = is_pretrained_name if isinstance(pool.version, PretrainedVersion) else is_version_name
-        for version in gateway.model_versions(pool.project.identity.label_studio_id):
+        for version in stored:
             if version != pool.version.name and is_superseded(pool.project.id, version):
                 gateway.delete_predictions(pool.project.identity.label_studio_id, version)
