@@ -13,7 +13,7 @@ import scipy.linalg
 from model.head import AnyFloats, FloatArray, Head, normalise, signed_root
 from model.sampling import drawn_by_content
 
-MAX_COMPONENTS = 250
+MAX_COMPONENTS = 200
 MAX_PCA_ROWS = 1000
 SMALLEST_VARIANCE_SHARE = 1e-7
 WEIGHT_STEPS = 32
