@@ -34,7 +34,7 @@ KEEP_ALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
-"""A large deletion may take ten minutes of silence, and a machine that died is silent too: it is told after one."""
+"""Label Studio is silent for minutes while it deletes much, and so is a machine that died: within one it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
