@@ -84,6 +84,7 @@ class LabelStudioStandIn(BaseHTTPRequestHandler):
     """Accepts predictions; remembers only the project's model version and its views."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     project: dict[str, Any]
     model_version: str | None = None
     n_predictions: dict[str, int]
