@@ -28,11 +28,11 @@ FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 MAX_ANSWER_BYTES = 128 * 2**20
 TOO_LARGE = 413
+PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds of silence before the first question to the other machine, between questions, and their number, on Linux."""
 KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in PROBES.items() if hasattr(socket, name)),
 )
 """Label Studio is silent for minutes while it deletes much, and so is a machine that died: within one it is known."""
 
