@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -214,7 +215,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draw learning curves: a panel per set, a line per method, means over backbones and seeds."""
+    """Draw learning curves: a row per backbone, a panel per set, a line per method, means over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -222,25 +223,33 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
     drawn = [run for run in runs if run.n_per_class != WHOLE_POOL]
     sets = list(dict.fromkeys(run.image_set for run in drawn))
+    backbones = list(dict.fromkeys(run.backbone for run in drawn))
     methods = list(dict.fromkeys(run.method for run in drawn))
     sizes = sorted({run.n_per_class for run in drawn})
-    figure, panels = pyplot.subplots(1, len(sets), figsize=(4.5 * len(sets), 4.2), layout="constrained", squeeze=False)
-    for panel, image_set in zip(panels[0], sets, strict=True):
+    figure, panels = pyplot.subplots(
+        len(backbones),
+        len(sets),
+        figsize=(4.5 * len(sets), 3.6 * len(backbones) + 0.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel, (backbone, image_set) in zip(panels.flat, product(backbones, sets), strict=True):
         for number, method in enumerate(methods):
             values = defaultdict(list)
             for run in drawn:
-                if (run.image_set, run.method) == (image_set, method):
+                if (run.image_set, run.backbone, run.method) == (image_set, backbone, method):
                     values[run.n_per_class].append(100 * run.macro_f1)
             curve = sorted((size, fmean(each)) for size, each in values.items())
             ours = method.startswith("tandem")
             style = {"linestyle": "-" if ours else "--", "linewidth": 2.2 if ours else 1.3, "color": f"C{number}"}
             sizes_here, means = zip(*curve, strict=True) if curve else ((), ())
             panel.plot(sizes_here, means, marker="o", markersize=4, label=method, **style)
-        panel.set(title=image_set, xlabel="labels per class", xscale="log")
+        panel.set(title=f"{image_set}, {backbone}", xlabel="labels per class", xscale="log")
         panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("macro-F1 on the test part, %")
+    for row in panels:
+        row[0].set_ylabel("macro-F1 on the test part, %")
     figure.legend(
         *panels[0][0].get_legend_handles_labels(),
         loc="outside lower center",
