@@ -141,20 +141,20 @@ def jwt(lifetime_s: float, name: str = "") -> str:
 PERSONAL = jwt(1e9, "personal")
 
 
-def connection_options(port: int, *options: tuple[int, int]) -> list[int]:
-    """Return options of the end in this process of a connection to a port."""
+def connection_options(address: tuple[str, int], *options: tuple[int, int]) -> list[int]:
+    """Return options of the end in this process of a connection to an address."""
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as end:
-            if end.getpeername()[1] == port:
+            if end.getpeername() == address:
                 return [end.getsockopt(*option) for option in options]
-    raise AssertionError(f"there is no connection to port {port}")
+    raise AssertionError(f"there is no connection to {address}")
 
 
 def test_a_machine_that_died_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
     client = connect()
     client.project(5)
     is_asked, idle_s, interval_s, n_times = connection_options(
-        urlsplit(server.url).port or 0,
+        ("127.0.0.1", urlsplit(server.url).port or 0),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
