@@ -263,6 +263,8 @@ class Training:
                 self.activate(stores, candidate, decision.reason)
             else:
                 stores.versions.reject(candidate.project_id, candidate.name, decision.reason)
+                # No push comes that would do it, but some of what was to be labelled next has its label by now.
+                self._scheduler.soon(stores, candidate.project_id, JobKind.QUERY)
             if candidate.kind is VersionKind.HEAD and self._policy.finetune_is_due(training_set.counts):
                 self._scheduler.finetune(stores, candidate.project_id)
         outcome = "promoted" if decision.promote else "rejected"

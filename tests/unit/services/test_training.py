@@ -160,6 +160,16 @@ class TestMoreLabels:
         assert f"against {first.name} on 24 images" in candidate.reason
         assert world.active == first
 
+    def test_what_to_label_next_is_chosen_anew_also_where_no_newer_version_comes(self, world: World) -> None:
+        world.learn(pets(20))
+        world.see_tasks(pets(4, start=21))
+        world.label(pets(4, start=21))
+        world.embed()
+        world.finish_jobs()
+        assert learn_badly(world).status is VersionStatus.REJECTED
+        assert world.queued(JobKind.QUERY) is not None
+        assert world.queued(JobKind.PUSH) is None
+
     @pytest.mark.parametrize("was_dropped", [False, True])
     def test_a_candidate_that_nobody_came_to_judge_is_fitted_again(self, world: World, was_dropped: bool) -> None:
         world.learn(pets(20))
