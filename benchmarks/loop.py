@@ -70,8 +70,8 @@ class Measurement:
     repeats: int
     median: Sample
     slowest: Sample
-    former_example_cpu_s: float | None = None
-    former_example_wall_s: float | None = None
+    former_example_cpu_s: float | None
+    former_example_wall_s: float | None
 
 
 def newest(database: Database) -> ModelVersion | None:
@@ -138,15 +138,13 @@ def measure(images: KnownImages, n_labels: int, repeats: int, peer: Peer | None,
         for _ in range(rounds):
             samples += islice((sample for sample in tries if sample), repeats)
             costs += [peer(n_labels)] if peer else []
-    measurement = {"n_labels": n_labels, "repeats": len(samples)}
-    medians = {"median": over(samples, statistics.median), "slowest": over(samples, max)}
-    if not costs:
-        return Measurement(**measurement, **medians)
     return Measurement(
-        **measurement,
-        **medians,
-        former_example_cpu_s=statistics.median(cost.cpu_s for cost in costs),
-        former_example_wall_s=statistics.median(cost.wall_s for cost in costs),
+        n_labels=n_labels,
+        repeats=len(samples),
+        median=over(samples, statistics.median),
+        slowest=over(samples, max),
+        former_example_cpu_s=statistics.median(cost.cpu_s for cost in costs) if costs else None,
+        former_example_wall_s=statistics.median(cost.wall_s for cost in costs) if costs else None,
     )
 
 
