@@ -25,6 +25,7 @@ from fastai.vision.all import (
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.networks import accelerate
 from benchmarks.peers import Lesson, Predict
 
 EPOCHS = 5
@@ -58,6 +59,8 @@ def fastai_fine_tune(lesson: Lesson) -> Predict:
     )
     size = max(2, min(BATCH_SIZE, len(train.paths) // MIN_BATCHES))
     learner = vision_learner(block.dataloaders(train.paths, bs=size, num_workers=0), _architecture(lesson))
+    if lesson.bfloat16:
+        accelerate(learner.model, lesson.device)
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(EPOCHS)
     return lambda paths: _predict(learner, paths)

@@ -34,7 +34,7 @@ from benchmarks.gpu_training import Memory, measure_memory, measure_training
 from benchmarks.rates import MAX_PIXELS, Rates, decode_all, summed_up, take_turns, whole_backbone, write_images
 from model.backbones import Backbone
 from model.features import Engine, choose_device
-from model.runtimes import bfloat16_pays
+from model.precision import bfloat16_pays
 from model.transforms import normalise, to_pixels
 
 

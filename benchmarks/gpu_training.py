@@ -18,7 +18,7 @@ from benchmarks.rates import MAX_PIXELS, Rates, decode_all, summed_up, take_turn
 from model.augmentation import training_pixels
 from model.backbones import Backbone, layer_groups
 from model.batches import Batch, ImageLoader
-from model.execution import Execution, bfloat16_trains_faster, reproducible
+from model.execution import Execution, reproducible
 from model.finetuning import TrainingConfig, train_one_epoch
 from model.launch import fit_on_all_devices
 from model.learner import Classifier, Learner
@@ -59,7 +59,9 @@ def make_training(
 ) -> Training:
     targets = torch.eye(N_CLASSES)[torch.arange(len(sources)) % N_CLASSES]
     copied = replace(backbone, network=copy.deepcopy(backbone.network))
-    model = Classifier(copied, N_CLASSES).to(device).to(memory_format=torch.channels_last)
+    model = Classifier(copied, N_CLASSES)
+    execution = Execution(device, backbone.input_spec, largest_part=config.batch_size + 1)
+    execution.place(model)
     return Training(
         config=config,
         learner=Learner(
@@ -69,7 +71,7 @@ def make_training(
             max_gradient_norm=config.max_gradient_norm,
         ),
         criterion=Criterion(multiple=False, weights=torch.ones(N_CLASSES)).to(device),
-        execution=Execution(device, backbone.input_spec, largest_part=config.batch_size + 1),
+        execution=execution,
         loader=loader(
             sources,
             targets,
@@ -101,7 +103,9 @@ def measure_training(backbone: Backbone, sources: Sequence[Path], device: str, n
     n_images = len(sources) // batch_size * batch_size
     sources = sources[:n_images]
     copied = replace(backbone, network=copy.deepcopy(backbone.network))
-    model = Classifier(copied, N_CLASSES).to(place).to(memory_format=torch.channels_last).eval()
+    model = Classifier(copied, N_CLASSES).eval()
+    execution = Execution(place, spec, largest_part=batch_size)
+    execution.place(model)
     optimizer = optimizer_of(copied, model, config)
     pixels = np.stack([to_pixels(source, spec, max_pixels=MAX_PIXELS) for source in sources[:batch_size]])
     images, targets = normalise(pixels, spec, place), torch.arange(batch_size, device=place) % N_CLASSES
@@ -109,7 +113,7 @@ def measure_training(backbone: Backbone, sources: Sequence[Path], device: str, n
     def bare() -> None:
         for _ in range(n_images // batch_size):
             optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=bfloat16_trains_faster(place)):
+            with execution.precision():
                 logits = model(images)
             nn.functional.cross_entropy(logits.float(), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -50,7 +50,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     torch.set_num_threads(arguments.threads)
     one_linear_algebra_thread()
-    methods = choose_methods(arguments.methods, finetune=arguments.finetune)
+    methods = choose_methods(arguments.methods, finetune=arguments.finetune, bfloat16=arguments.bfloat16)
     image_sets = {each.name: each for each in read_image_sets(arguments.images, arguments.test_split, arguments.sets)}
     backbones = {name: Pretrained.find(name, arguments.weights_dir) for name in arguments.backbones}
     file = RunFile(arguments.output)
@@ -119,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for every method")
+    parser.add_argument("--bfloat16", action="store_true", help="peers that train compute in it, twice as fast")
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.json")
     parser.add_argument("--figure", type=Path, default=RESULTS / "learning.png")
     arguments = parser.parse_args()
@@ -132,27 +133,31 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def all_methods() -> dict[str, Method]:
+def all_methods(*, bfloat16: bool = False) -> dict[str, Method]:
     """Return the methods by name, in the order of what they cost."""
     ours = {"tandem": (True, True), "tandem-no-pool": (False, True)}
     heads = {"tandem-head": (True, False), "tandem-head-no-pool": (False, False)}
+    trained = {
+        "keras-frozen": partial(keras_recipe, frozen=True),
+        "fastai": _fastai,
+        "official-loop": official_loop,
+        "keras-unfrozen": partial(keras_recipe, frozen=False),
+    }
     return {
         BASELINE: logistic_regression,
         **{
             name: partial(tandem, with_pool=with_pool, finetune=finetune)
             for name, (with_pool, finetune) in {**ours, **heads}.items()
         },
-        "keras-frozen": _method(partial(keras_recipe, frozen=True)),
-        "fastai": _method(_fastai),
-        "official-loop": _method(official_loop),
-        "keras-unfrozen": _method(partial(keras_recipe, frozen=False)),
+        **{name: _method(peer, bfloat16=bfloat16) for name, peer in trained.items()},
     }
 
 
-def _method(peer: Peer) -> Method:
+def _method(peer: Peer, *, bfloat16: bool) -> Method:
     def run(split: Split, pretrained: Pretrained, seed: int, device: str, memory: FeatureMemory) -> Outcome:
         del memory  # what a peer needs changes at every step
-        return run_peer(peer, Lesson(split=split, pretrained=pretrained, seed=seed, device=device))
+        lesson = Lesson(split=split, pretrained=pretrained, seed=seed, device=device, bfloat16=bfloat16)
+        return run_peer(peer, lesson)
 
     return run
 
@@ -163,9 +168,9 @@ def _fastai(lesson: Lesson) -> Any:
     return fastai_fine_tune(lesson)
 
 
-def choose_methods(names: Sequence[str] | None, *, finetune: bool) -> dict[str, Method]:
+def choose_methods(names: Sequence[str] | None, *, finetune: bool, bfloat16: bool) -> dict[str, Method]:
     """Return the methods asked for; without names all, ours either with or without fine-tuning."""
-    methods = all_methods()
+    methods = all_methods(bfloat16=bfloat16)
     if names is None:
         left_out = ("tandem-head", "tandem-head-no-pool") if finetune else ("tandem", "tandem-no-pool")
         names = [name for name in methods if name not in left_out]

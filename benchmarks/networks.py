@@ -52,6 +52,20 @@ class Pretrained:
         return network, last.in_features
 
 
+def accelerate(network: nn.Module, device: str) -> None:
+    """Let a network compute in bfloat16 wherever that is safe, channels last: about twice as fast on a CPU.
+
+    Its weights stay in float32, and what it returns is in float32 again.
+    """
+    network.to(memory_format=torch.channels_last)
+    in_bfloat16 = torch.autocast(device, torch.bfloat16)(network.forward)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return in_bfloat16(images).float()  # type: ignore[no-any-return]
+
+    network.forward = forward
+
+
 def read_rgb(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")

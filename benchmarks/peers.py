@@ -2,7 +2,8 @@
 
 What all share, and where it is kinder to them than their source: images are decoded once and kept, predictions are
 those of the network in eval mode, and with several labels per image they learn with binary cross-entropy and a
-class counts as predicted from 0.5 on. No peer has a validation part: all labelled images are learned from.
+class counts as predicted from 0.5 on. They may compute in bfloat16, which halves their time. No peer has a validation
+part: all labelled images are learned from.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torchvision.transforms import v2
 from backend.promotion import targets_of
 from benchmarks.image_sets import Split
 from benchmarks.learning_runs import Outcome, Stopwatch
-from benchmarks.networks import SQUEEZE, TO_TENSOR, Pretrained, Transform, outputs, read_rgb, stack
+from benchmarks.networks import SQUEEZE, TO_TENSOR, Pretrained, Transform, accelerate, outputs, read_rgb, stack
 from model.evaluation import evaluate
 
 Predict = Callable[[Sequence[Path]], NDArray[np.float32]]
@@ -32,12 +33,13 @@ Predict = Callable[[Sequence[Path]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """What a peer is given."""
+    """What a peer is given, and whether its network computes in bfloat16 instead of float32."""
 
     split: Split
     pretrained: Pretrained
     seed: int
     device: str
+    bfloat16: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ def run_peer(peer: Peer, lesson: Lesson) -> Outcome:
         ece=report.ece,
         uncalibrated_ece=report.ece,
         log_loss=report.log_loss,
+        note="bfloat16" if lesson.bfloat16 else "",
         **cost._asdict(),
     )
 
@@ -80,7 +83,7 @@ def official_loop(lesson: Lesson) -> Predict:
     learned from anew at each event, the seconds are those of one event.
     """
     trunk, n_features = lesson.pretrained.trunk()
-    network = nn.Sequential(trunk, nn.Linear(n_features, len(lesson.class_names))).to(lesson.device)
+    network = _on_device(nn.Sequential(trunk, nn.Linear(n_features, len(lesson.class_names))), lesson)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)
     transform = v2.Compose([v2.Resize(224), v2.CenterCrop(224), TO_TENSOR])
@@ -113,7 +116,7 @@ def keras_recipe(lesson: Lesson, *, frozen: bool) -> Predict:
     for layer in (dense[0], dense[2]):
         nn.init.xavier_uniform_(layer.weight)  # Keras' glorot_uniform
         nn.init.zeros_(layer.bias)
-    network = nn.Sequential(trunk, *dense).to(lesson.device)
+    network = _on_device(nn.Sequential(trunk, *dense), lesson)
     trunk.requires_grad_(not frozen)
     optimizer = torch.optim.Adam([each for each in network.parameters() if each.requires_grad], lr=1e-4, eps=1e-7)
     augmentation = [SQUEEZE, v2.RandomAffine(degrees=0, scale=(0.8, 1.2), shear=0.2), v2.RandomHorizontalFlip()]
@@ -123,6 +126,12 @@ def keras_recipe(lesson: Lesson, *, frozen: bool) -> Predict:
         trunk.train(not frozen)
         _train_one_epoch(network, loader, optimizer)
     return _predictor(network, v2.Compose([SQUEEZE, TO_TENSOR]), lesson)
+
+
+def _on_device(network: nn.Module, lesson: Lesson) -> nn.Module:
+    if lesson.bfloat16:
+        accelerate(network, lesson.device)
+    return network.to(lesson.device)
 
 
 class _Loader:

@@ -89,7 +89,8 @@ class BareLoops:
 
         from model.backbones import load_backbone
         from model.features import Engine
-        from model.runtimes import TorchRuntime, bfloat16_pays
+        from model.precision import bfloat16_pays
+        from model.runtimes import TorchRuntime
         from model.transforms import normalise, to_views
 
         self._loaded = load_backbone(backbone, weights, n_views=n_views)

@@ -12,22 +12,13 @@ from typing import Any
 
 import structlog
 import torch
+from torch import nn
 
 from model.batches import Batch
+from model.precision import bfloat16_pays, keep_depthwise_in_float32
 from model.transforms import InputSpec, normalise
 
 log = structlog.get_logger()
-
-
-def bfloat16_trains_faster(device: torch.device) -> bool:
-    """Tell whether training in bfloat16 pays on a device.
-
-    On processors that have the instructions but no matrix unit it was measured to take up to twice as long as
-    float32, most of it in the backward pass of depthwise convolutions.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 @contextmanager
@@ -69,7 +60,13 @@ class Execution:
         self.device = device
         self.largest_part = largest_part
         self._spec = spec
-        self._bfloat16 = bfloat16_trains_faster(device)
+        self._bfloat16 = bfloat16_pays(device.type, training=True)
+
+    def place(self, network: nn.Module) -> None:
+        """Move a network to the device, in the form that trains fastest there."""
+        if self._bfloat16 and self.device.type == "cpu":
+            keep_depthwise_in_float32(network)
+        network.to(self.device).to(memory_format=torch.channels_last)
 
     def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""

@@ -135,6 +135,7 @@ def fit(
         [source.name for source in sources],
         (train_rows.tolist(), validation_rows.tolist(), rows.tolist()),
     )
+    execution = Execution(place, backbone.input_spec, largest_part=config.batch_size + 1)
     weights = class_weights(rows[train_rows], multiple=multiple, cap=config.max_class_weight)
     with (
         reproducible(place),
@@ -150,9 +151,9 @@ def fit(
     ):
         training = Training(
             config=config,
-            learner=_make_learner(backbone, class_count, config, place),
+            learner=_make_learner(backbone, class_count, config, execution),
             criterion=Criterion(multiple=multiple, weights=weights, label_smoothing=config.label_smoothing).to(place),
-            execution=Execution(place, backbone.input_spec, largest_part=config.batch_size + 1),
+            execution=execution,
             loader=loader,
             train_rows=train_rows,
             validation_rows=validation_rows,
@@ -161,8 +162,10 @@ def fit(
         )
         history, seconds = _run_epochs(training, StateFile(folder=resume_folder, fingerprint=identity), started)
     best = training.learner.best.cpu()
+    network = copy.deepcopy(backbone.network)
+    network.load_state_dict(best.network.state_dict())
     return FineTuned(
-        backbone=with_network(backbone, best.network),
+        backbone=with_network(backbone, network),
         head_weight=best.head.weight.numpy(),
         head_bias=best.head.bias.numpy(),
         history=history,
@@ -319,9 +322,10 @@ def _chosen_rows(
     return np.flatnonzero(train), np.flatnonzero(validation)
 
 
-def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, device: torch.device) -> Learner:
+def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, execution: Execution) -> Learner:
     copied = replace(backbone, network=copy.deepcopy(backbone.network).requires_grad_(True))
-    model = Classifier(copied, class_count).to(device).to(memory_format=torch.channels_last)
+    model = Classifier(copied, class_count)
+    execution.place(model)
     copy_from_first_rank(model)
     optimizer = make_optimizer(
         layer_groups(copied),

@@ -26,6 +26,7 @@ from torch import nn
 
 from model.backbones import Backbone
 from model.blocks import FeatureNetwork
+from model.precision import bfloat16_pays
 from model.transforms import InputSpec, normalise
 
 _log = structlog.get_logger()
@@ -123,14 +124,6 @@ class OpenvinoRuntime:
                 self._requests.start_async(pixels[row : row + 1], row, share_inputs=True)
             self._requests.wait_all()
         return features
-
-
-def bfloat16_pays(device: str) -> bool:
-    """Tell whether a forward pass in bfloat16 is faster here than one in float32: not where it is emulated."""
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 def _prepared(network: FeatureNetwork, device: str, *, bfloat16: bool) -> FeatureNetwork:
