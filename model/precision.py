@@ -24,8 +24,8 @@ def bfloat16_pays(device: str, *, training: bool = False) -> bool:
 def keep_depthwise_in_float32(network: nn.Module) -> None:
     """Let depthwise convolutions compute in float32 under autocast, in place, and round what they return as it would.
 
-    Of those in bfloat16 a processor has no fast backward pass: with them, networks of few other operations took
-    longer than in float32, and without them 0.5 to 0.75 of its time.
+    Of those in bfloat16 a processor has no fast backward pass: with them, small networks took longer than in float32
+    (``benchmarks/precision.py``).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
