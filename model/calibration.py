@@ -42,7 +42,7 @@ FINAL_HEAD_GAIN = 1.5
 SMALLEST_FINAL_SHARE = 0.75
 LOG_TEMPERATURE_RANGE = (-3.0, 7.0)
 N_BISECTIONS = 14
-MAX_TEMPERATURE_IMAGES = 3000
+MAX_TEMPERATURE_IMAGES = 1500
 """One number is known well enough from every so-many-th of more images."""
 N_BINS = 15
 

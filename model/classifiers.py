@@ -131,8 +131,8 @@ def _average(first: LinearMap, second: LinearMap, rows: FloatArray, share: float
 
     ``share`` is the weight of the second, from 0 to 1.
     """
-    spread = float(second.logits(rows).std(axis=1).mean())
-    ratio = float(first.logits(rows).std(axis=1).mean()) / spread if spread > 0 else 1.0
+    spread = second.spread(rows)
+    ratio = first.spread(rows) / spread if spread > 0 else 1.0
     return LinearMap(
         weight=((1 - share) * first.weight + share * ratio * second.weight).astype(np.float32),
         bias=((1 - share) * first.bias + share * ratio * second.bias).astype(np.float32),

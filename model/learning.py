@@ -138,7 +138,7 @@ def learn(
     fitted = problem.fit(np.empty(0, np.intp))
     method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
     linear_map = fitted[method]
-    scale = _scale(linear_map, problem.coordinates)
+    scale = linear_map.spread(problem.coordinates) or 1.0
     expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
     temperature = scale * final_temperature(fit_temperature(chosen, targets, expected), len(judged))
     probabilities = _cross_fitted(chosen, targets, folds)
@@ -241,13 +241,8 @@ def _out_of_fold_logits(
         for method, linear_map in problem.fit(held_out).items():
             if method in logits:
                 logits[method][folds == fold] = linear_map.logits(problem.coordinates[held_out])
-                scales[method][folds == fold] = _scale(linear_map, problem.coordinates)
+                scales[method][folds == fold] = linear_map.spread(problem.coordinates) or 1.0
     return logits, scales
-
-
-def _scale(linear_map: LinearMap, coordinates: FloatArray) -> float:
-    """Return the standard deviation of logits over classes, in the mean over rows."""
-    return float(linear_map.logits(coordinates).std(axis=1).mean()) or 1.0
 
 
 def _choose(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Floats = TypeVar("Floats", bound=np.floating[Any])
 
+MAX_SPREAD_ROWS = 2000
+"""A mean is known well enough from every so-many-th of more rows."""
 LONGEST_LOG_ODDS = math.log(1e6)
 """No project has labels enough to tell odds of more than a million to one from certainty."""
 
@@ -25,6 +27,11 @@ class LinearMap:
     def logits(self, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits, (n, k), of rows, (n, p)."""
         return coordinates @ self.weight + self.bias
+
+    def spread(self, coordinates: NDArray[np.float32]) -> float:
+        """Return the standard deviation of logits over classes, in the mean over rows, (n, p)."""
+        step = -(-max(1, len(coordinates)) // MAX_SPREAD_ROWS)
+        return float(self.logits(coordinates[::step]).std(axis=1).mean())
 
 
 def softmax(logits: NDArray[Floats]) -> NDArray[Floats]:
@@ -56,8 +63,9 @@ def calibrated(logits: NDArray[Floats], temperature: float, *, multiple: bool) -
     log_odds = logits / logits.dtype.type(temperature)
     if multiple:
         return sigmoid(np.copysign(_within_reason(np.abs(log_odds)), log_odds))
-    np.subtract(log_odds, log_odds.max(axis=1, keepdims=True), out=log_odds)
-    return softmax(-_within_reason(log_odds.max(axis=1, keepdims=True) - log_odds))
+    weights = np.exp(-_within_reason(log_odds.max(axis=1, keepdims=True) - log_odds))
+    probabilities: NDArray[Floats] = weights / weights.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _within_reason(log_odds: NDArray[Floats]) -> NDArray[Floats]:
