@@ -34,16 +34,15 @@ class Preprocessing:
 
     def transform(self, features: AnyFloats) -> FloatArray:
         """Return the coordinates, (n, p), of feature rows, (n, d)."""
-        return normalise(features, self.block_sizes, self.centre) @ self.components
+        n_components = self.components.shape[1]
+        return self._head(self.components, np.zeros(n_components, np.float32)).logits(features)
 
     def head(self, weight: FloatArray, bias: FloatArray) -> Head:
         """Return the head on feature rows that equals ``weight``, (p, k), and ``bias``, (k,), on coordinates."""
-        return Head(
-            block_sizes=self.block_sizes,
-            centre=self.centre,
-            weight=np.ascontiguousarray(self.components @ weight, np.float32),
-            bias=bias.astype(np.float32),
-        )
+        return self._head(np.ascontiguousarray(self.components @ weight, np.float32), bias.astype(np.float32))
+
+    def _head(self, weight: FloatArray, bias: FloatArray) -> Head:
+        return Head(block_sizes=self.block_sizes, centre=self.centre, weight=weight, bias=bias)
 
 
 def earlier_block_weight(labels_per_class: float) -> float:
