@@ -6,6 +6,7 @@ the network is untrained, which is said loudly: features of an untrained network
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -159,6 +160,17 @@ def with_network(backbone: Backbone, network: FeatureNetwork) -> Backbone:
     network.eval()
     digest = _digest(backbone.name, backbone.input_spec, network, TRANSFORMS_VERSION)
     return replace(backbone, network=network, digest=digest, pretrained=True, note="", classifier=None)
+
+
+def between(start: Backbone, end: Backbone, share: float) -> Backbone:
+    """Return the backbone whose weights lie between those of two of the same architecture, the share to the end."""
+    network = copy.deepcopy(start.network)
+    weights = end.network.state_dict()
+    for name, tensor in start.network.state_dict().items():
+        if tensor.is_floating_point():
+            weights[name] = torch.lerp(tensor, weights[name], share)
+    network.load_state_dict(weights)
+    return with_network(start, network)
 
 
 def layer_groups(backbone: Backbone) -> list[list[nn.Parameter]]:

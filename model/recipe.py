@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.backbones import Backbone
+from model.backbones import Backbone, between
 from model.finetuning import FineTuned
 from model.folds import EARLY_STOPPING_FOLD
 from model.launch import fit_on_all_devices
@@ -31,6 +31,9 @@ def finetune(
     resume_folder: Path | None = None,
 ) -> tuple[TrainingConfig, FineTuned]:
     """Fine-tune as suits the number of labels, on all GPUs there are; see ``model.finetuning.fit``.
+
+    Pretrained weights and fine-tuned ones know different things, and a network half-way between them knows of both,
+    for the price of one (Wortsman et al.: "Robust fine-tuning of zero-shot models", 2022).
 
     Args:
         backbone: where to start from; it is not changed.
@@ -70,4 +73,4 @@ def finetune(
         on_progress=on_progress,
         resume_folder=resume_folder,
     )
-    return config, tuned
+    return config, replace(tuned, backbone=between(backbone, tuned.backbone, config.kept_share))

@@ -28,7 +28,7 @@ class TrainingConfig:
     the first ones learn ``first_layer_share`` times as fast. ``average_decay`` is the share that the moving
     average of the weights keeps at each step. ``patience`` is the number of epochs without a lower validation
     loss after which training stops. ``max_class_weight`` bounds how much more a rare class may count, and
-    ``mixup_alpha`` 0 means no mixup.
+    ``mixup_alpha`` 0 means no mixup. ``kept_share`` is how much of what training changed in the weights is kept.
     """
 
     epochs: int
@@ -39,6 +39,7 @@ class TrainingConfig:
     mixup_alpha: float
     average_decay: float
     patience: int
+    kept_share: float = 0.5
     warmup_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
@@ -70,6 +71,7 @@ class TrainingConfig:
             mixup_alpha=0.2 if n_labels > 20 * n_classes else 0.0,
             average_decay=max(0.9, 1 - 1 / (2 * steps_per_epoch)),
             patience=5 if pretrained else 16,
+            kept_share=0.5 if pretrained else 1.0,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from model.backbones import (
     CorruptBackbone,
     UnknownBackbone,
     backbone_names,
+    between,
     choose_weights,
     layer_groups,
     load_backbone,
@@ -317,6 +319,21 @@ def test_a_changed_network_has_another_digest() -> None:
     assert changed.digest != backbone.digest
     assert changed.pretrained
     assert not changed.network.training
+
+
+def test_between_two_networks_weights_lie_between() -> None:
+    start = load_backbone("squeezenet1_1", "none")
+    changed = copy.deepcopy(start.network)
+    for tensor in changed.parameters():
+        nn.init.constant_(tensor, 2.0)
+    end = with_network(start, changed)
+    middle = between(start, end, 0.25)
+    before, after = start.network.state_dict(), middle.network.state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], 0.75 * tensor + 0.5)
+    assert len({start.digest, middle.digest, end.digest}) == 3
+    assert middle.pretrained
+    assert between(start, end, 1.0).digest == end.digest
 
 
 def test_the_digest_covers_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
