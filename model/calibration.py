@@ -71,6 +71,8 @@ def fit_temperature(
     logits: NDArray[np.floating[Any]],
     targets: NDArray[np.integer[Any]] | NDArray[np.bool_],
     expected: float | None = None,
+    *,
+    labels_per_image: float = 1.0,
 ) -> float:
     """Return T for out-of-fold logits, (n, k): what is expected of it when n is 0.
 
@@ -78,10 +80,11 @@ def fit_temperature(
         logits: of images that the head they come from was not fitted on.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
         expected: of T, without a look at the images; ``expected_temperature`` without.
+        labels_per_image: labels that taught heads for each image here: more than one where not all may judge.
     """
     multiple = targets.ndim == 2
     if expected is None:
-        expected = expected_temperature(logits, multiple=multiple)
+        expected = expected_temperature(logits, len(logits) * labels_per_image, multiple=multiple)
     expected_log = math.log(expected)
     step = -(-max(1, len(logits)) // MAX_TEMPERATURE_IMAGES)
     logits, targets = logits[::step], targets[::step]
@@ -108,15 +111,14 @@ def _pull(distance: float) -> float:
     return min(max(PRECISION * distance, -LARGEST_PULL), LARGEST_PULL)
 
 
-def expected_temperature(logits: NDArray[np.floating[Any]], *, multiple: bool) -> float:
-    """Return what T is expected to be for out-of-fold logits, (n, k), of all images that will fit it."""
-    n_images, n_classes = logits.shape
-    if not n_images:
+def expected_temperature(logits: NDArray[np.floating[Any]], n_labels: float, *, multiple: bool) -> float:
+    """Return what T is expected to be for out-of-fold logits, (n, k), of heads that so many labels taught."""
+    if not len(logits):
         return TYPICAL_TEMPERATURE
     wide = logits.astype(np.float64)
     spread = float(np.abs(wide).mean()) / 2 if multiple else float(wide.std(axis=1).mean())
     fewest, most = LABELS_PER_CLASS_RANGE
-    expected = spread / math.pow(min(max(n_images / n_classes, fewest), most), 0.25)
+    expected = spread / math.pow(min(max(n_labels / logits.shape[1], fewest), most), 0.25)
     return min(max(expected, math.exp(LOG_TEMPERATURE_RANGE[0])), math.exp(LOG_TEMPERATURE_RANGE[1]))
 
 

@@ -140,8 +140,10 @@ def learn(
     linear_map = fitted[method]
     scale = linear_map.spread(problem.coordinates) or 1.0
     expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
-    temperature = scale * final_temperature(fit_temperature(chosen, targets, expected), len(judged))
-    probabilities = _cross_fitted(chosen, targets, folds)
+    labels_per_image = len(examples.targets) / max(1, len(judged))
+    fitted_temperature = fit_temperature(chosen, targets, expected, labels_per_image=labels_per_image)
+    temperature = scale * final_temperature(fitted_temperature, len(judged))
+    probabilities = _cross_fitted(chosen, targets, folds, labels_per_image)
     share = 0.0
     if opinion is not None:
         opinions = opinion.log_probabilities(examples.features[judged])
@@ -283,12 +285,12 @@ def _best(losses: dict[str, NDArray[np.float64]]) -> str:
     return lowest if excess.mean() > STANDARD_ERRORS_TO_CHANGE * excess.std() / np.sqrt(len(excess)) else first
 
 
-def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp]) -> FloatArray:
+def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp], labels_per_image: float) -> FloatArray:
     """Return probabilities, each with a temperature fitted on the other folds."""
     probabilities = np.empty_like(logits)
     for fold in np.unique(folds):
         here = folds == fold
-        temperature = fit_temperature(logits[~here], targets[~here])
+        temperature = fit_temperature(logits[~here], targets[~here], labels_per_image=labels_per_image)
         probabilities[here] = calibrated(logits[here], temperature, multiple=targets.ndim == 2)
     return probabilities
 

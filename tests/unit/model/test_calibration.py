@@ -37,10 +37,17 @@ def test_temperature_of_several_classes_per_image(factor: float) -> None:
 def test_temperature_of_few_images_stays_near_what_is_expected() -> None:
     logits = np.array([[30.0, 0.0], [0.0, 30.0]], np.float32)
     # Both are right: without a prior T would run to zero.
-    expected = expected_temperature(logits, multiple=False)
+    expected = expected_temperature(logits, len(logits), multiple=False)
     assert expected == pytest.approx(15)
     assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(expected, rel=0.1)
     assert fit_temperature(logits, np.array([0, 1]), 40.0) == pytest.approx(40, rel=0.1)
+
+
+def test_where_few_images_judge_all_labels_that_taught_decide_what_is_expected() -> None:
+    logits = np.array([[30.0, 0.0], [0.0, 30.0]], np.float32)
+    targets = np.array([0, 1])
+    fitted = fit_temperature(logits, targets)
+    assert fit_temperature(logits, targets, labels_per_image=16) == pytest.approx(fitted / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("multiple", [False, True])
@@ -51,10 +58,10 @@ def test_without_an_image_a_typical_temperature_is_expected(multiple: bool) -> N
 
 def test_what_is_expected_grows_with_the_logits_and_falls_with_the_labels_per_class() -> None:
     logits, _ = honest_logits(8)
-    expected = expected_temperature(logits, multiple=False)
-    assert expected_temperature(3 * logits, multiple=False) == pytest.approx(3 * expected)
-    assert expected_temperature(np.tile(logits, (16, 1)), multiple=False) == pytest.approx(expected / 2)
-    assert expected_temperature(logits + 7, multiple=False) == pytest.approx(expected, rel=1e-5)
+    expected = expected_temperature(logits, len(logits), multiple=False)
+    assert expected_temperature(3 * logits, len(logits), multiple=False) == pytest.approx(3 * expected)
+    assert expected_temperature(logits, 16 * len(logits), multiple=False) == pytest.approx(expected / 2)
+    assert expected_temperature(logits + 7, len(logits), multiple=False) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_class_that_is_there_or_not_counts_as_two() -> None:
@@ -62,8 +69,10 @@ def test_a_class_that_is_there_or_not_counts_as_two() -> None:
     single = random.normal(size=(40, 2)).astype(np.float32)
     there_or_not = single[:, :1] - single[:, 1:]
     # One class has twice the labels per class that two have.
-    of_two = expected_temperature(single, multiple=False)
-    assert expected_temperature(there_or_not, multiple=True) * 2**0.25 == pytest.approx(of_two, rel=1e-5)
+    of_two = expected_temperature(single, len(single), multiple=False)
+    assert expected_temperature(there_or_not, len(there_or_not), multiple=True) * 2**0.25 == pytest.approx(
+        of_two, rel=1e-5
+    )
 
 
 def test_many_images_overrule_what_was_expected() -> None:
@@ -74,7 +83,7 @@ def test_many_images_overrule_what_was_expected() -> None:
 @pytest.mark.parametrize("n_images", [50, 5000])
 def test_temperature_does_not_run_away_when_every_image_is_right(n_images: int) -> None:
     logits = 1000 * np.eye(5, dtype=np.float32)[np.arange(n_images) % 5]
-    expected = expected_temperature(logits, multiple=False)
+    expected = expected_temperature(logits, len(logits), multiple=False)
     assert expected / 2 < fit_temperature(logits, np.arange(n_images) % 5) < 2 * expected
 
 
@@ -83,7 +92,7 @@ def test_few_labels_that_mean_nothing_make_the_head_far_less_sure_than_expected(
     random = np.random.default_rng(9)
     logits = 10 * random.normal(size=(60, 3)).astype(np.float32)
     targets = random.random((60, 3)) < 0.5 if multiple else random.integers(0, 3, 60)
-    assert fit_temperature(logits, targets) > 3 * expected_temperature(logits, multiple=multiple)
+    assert fit_temperature(logits, targets) > 3 * expected_temperature(logits, len(logits), multiple=multiple)
 
 
 def test_final_head_is_trusted_more_than_those_of_the_folds_while_labels_are_few() -> None:
