@@ -132,7 +132,7 @@ def test_a_wrong_label_surprises_no_more_than_others_are_sure() -> None:
 @pytest.mark.parametrize("multiple", [False, True])
 def test_no_image_is_judged_by_what_its_own_label_taught(multiple: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # The temperature comes from the other folds, whose heads did see this one: it is held to look at the heads alone.
-    monkeypatch.setattr(learning, "fit_temperature", lambda *_: 4.0)
+    monkeypatch.setattr(learning, "fit_temperature", lambda *_, **__: 4.0)
     indices = np.arange(60) % 3
     targets = np.eye(3, dtype=bool)[indices] if multiple else indices
     examples = make_examples(targets)
@@ -155,6 +155,16 @@ def test_no_image_is_judged_by_what_its_double_taught() -> None:
     learned = learn_from(examples, 2)
     assert learned.uncalibrated.accuracy == pytest.approx(0.5, abs=0.12)
     assert learned.calibrated.log_loss > 0.65
+
+
+def test_where_few_may_judge_a_version_is_as_sure_as_where_all_may() -> None:
+    targets = np.arange(150) % 3
+    examples = make_examples(targets)
+    few = replace(examples, judged=np.arange(150) < 30)
+    all_judge, few_judge = learn_from(examples, 3), learn_from(few, 3)
+    rows = [all_judge.out_of_fold.digests.index(digest) for digest in few_judge.out_of_fold.digests]
+    sure = np.log(all_judge.out_of_fold.probabilities[rows].max(axis=1)).mean()
+    assert np.log(few_judge.out_of_fold.probabilities.max(axis=1)).mean() == pytest.approx(sure, rel=0.3)
 
 
 def test_images_a_backbone_was_trained_on_never_judge() -> None:
