@@ -113,9 +113,8 @@ def measure_training(backbone: Backbone, sources: Sequence[Path], device: str, n
     def bare() -> None:
         for _ in range(n_images // batch_size):
             optimizer.zero_grad()
-            with execution.precision():
-                logits = model(images)
-            nn.functional.cross_entropy(logits.float(), targets).backward()  # type: ignore[no-untyped-call]
+            logits = execution.forward(model, images, slice(None))
+            nn.functional.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def decode(row: int) -> object:

@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for every method")
-    parser.add_argument("--bfloat16", action="store_true", help="peers that train compute in it, twice as fast")
+    parser.add_argument("--bfloat16", action="store_true", help="peers that train a network compute in it, for speed")
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.json")
     parser.add_argument("--figure", type=Path, default=RESULTS / "learning.png")
     arguments = parser.parse_args()

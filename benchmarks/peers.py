@@ -2,8 +2,8 @@
 
 What all share, and where it is kinder to them than their source: images are decoded once and kept, predictions are
 those of the network in eval mode, and with several labels per image they learn with binary cross-entropy and a
-class counts as predicted from 0.5 on. They may compute in bfloat16, which halves their time. No peer has a validation
-part: all labelled images are learned from.
+class counts as predicted from 0.5 on. They may compute in bfloat16, which makes them faster. No peer has a
+validation part: all labelled images are learned from.
 """
 
 from __future__ import annotations

@@ -77,9 +77,12 @@ class Execution:
         images = normalise(batch.pixels, self._spec, self.device)
         return images, batch.targets.to(self.device, non_blocking=True)
 
-    def precision(self) -> torch.autocast:
-        """Return the context that forward passes belong in."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
+    def forward(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, part: slice
+    ) -> torch.Tensor:
+        """Return in float32 what a network computes of a part of a batch."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+            return compute(images[part]).float()
 
     def in_parts(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -183,7 +183,7 @@ def fit_head(training: Training) -> float:
     with torch.no_grad():
         for batch in training.evaluation_batches(training.train_rows):
             images, _ = execution.tensors(batch)
-            parts = execution.in_parts(len(batch), partial(_forward, execution, network.features, images))
+            parts = execution.in_parts(len(batch), partial(execution.forward, network.features, images))
             features += [part.cpu() for part in parts]
             targets.append(batch.targets.cpu())
     all_features = torch.cat(gather(torch.cat(features))).to(execution.device)
@@ -245,7 +245,7 @@ def evaluate(training: Training) -> tuple[float, float] | None:
     with torch.no_grad():
         for batch in training.evaluation_batches(training.validation_rows):
             images, targets = execution.tensors(batch)
-            parts = execution.in_parts(len(batch), partial(_forward, execution, model, images))
+            parts = execution.in_parts(len(batch), partial(execution.forward, model, images))
             if parts:
                 logits = torch.cat(parts)
                 loss, n_correct = criterion.log_loss(logits, targets), criterion.correct(logits, targets)
@@ -338,16 +338,9 @@ def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, 
     return Learner(model, optimizer, average_decay=config.average_decay, max_gradient_norm=config.max_gradient_norm)
 
 
-def _forward(
-    execution: Execution, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, part: slice
-) -> torch.Tensor:
-    with execution.precision():
-        return compute(images[part]).float()
-
-
 def _backward(training: Training, images: torch.Tensor, targets: torch.Tensor, part: slice) -> torch.Tensor:
     """Add a part of a batch to the gradients and return its summed loss and its size."""
-    logits = _forward(training.execution, training.learner.model, images, part)
+    logits = training.execution.forward(training.learner.model, images, part)
     loss: torch.Tensor = training.criterion(logits, targets[part])
     loss.backward()  # type: ignore[no-untyped-call]
     return torch.stack([loss.detach(), loss.new_full((), len(logits))])

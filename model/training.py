@@ -39,7 +39,7 @@ class TrainingConfig:
     mixup_alpha: float
     average_decay: float
     patience: int
-    kept_share: float = 0.5
+    kept_share: float = 1.0
     warmup_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
