@@ -7,8 +7,6 @@ every thread, and Label Studio's events, which it sends once and forgets after a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from backend.errors import Overloaded
 
@@ -23,30 +21,31 @@ def n_threads(n_working: int) -> int:
 
 
 class Admission:
-    """A door that lets so many in at a time, lets so many wait before it, and turns away who comes then."""
+    """A door that lets so many in at a time, lets so many wait before it, and turns away who comes then.
+
+    To be inside is to be in its ``with`` block, which every request is in, a few microseconds mostly.
+    """
 
     def __init__(self, n_working: int, *, patience_s: float = PATIENCE_S) -> None:
         self._working = threading.BoundedSemaphore(n_working)
         self._present = threading.BoundedSemaphore(n_working + WAITING_PER_WORKING * n_working)
         self._patience_s = patience_s
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Hold a place at work.
+    def __enter__(self) -> None:
+        """Take a place at work.
 
         Raises:
             Overloaded: all places to wait are taken, or none at work became free in time.
         """
         if not self._present.acquire(blocking=False):
             raise Overloaded("too many requests for suggestions wait already: ask again in a moment")
-        try:
-            if not self._working.acquire(timeout=self._patience_s):
-                raise Overloaded(
-                    f"no request for suggestions was done within {self._patience_s:g} s: ask again in a moment"
-                )
-            try:
-                yield
-            finally:
-                self._working.release()
-        finally:
+        if not self._working.acquire(timeout=self._patience_s):
             self._present.release()
+            raise Overloaded(
+                f"no request for suggestions was done within {self._patience_s:g} s: ask again in a moment"
+            )
+
+    def __exit__(self, *failure: object) -> None:
+        """Give it back, whatever happened."""
+        self._working.release()
+        self._present.release()

@@ -7,6 +7,9 @@ What the database knows is not counted here.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TypeVar
+
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -15,6 +18,8 @@ from prometheus_client.registry import Collector
 log = structlog.get_logger()
 
 ANSWER_BOUNDS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 _OWN = CollectorRegistry()
 
@@ -38,6 +43,15 @@ suggestions = Counter(
 image_fetches = Counter(
     "tandem_image_fetches", "Images fetched, by scheme and what came of it", ["scheme", "outcome"], registry=_OWN
 )
+
+
+@cache
+def labelled(metric: Metric, *values: str) -> Metric:
+    """Return the part of a metric with these values of its labels, of which there are few.
+
+    The metric itself takes longer to find it than to count in it.
+    """
+    return metric.labels(*values)
 
 
 class Counting:

@@ -96,6 +96,28 @@ class TrainedLabels:
         return len(set(self.labelled) - set(labelled))
 
 
+def compare_by_image(
+    candidate: OutOfFold, active: OutOfFold, labelled: Sequence[LabelledImage], schema: LabelSchema
+) -> Comparison:
+    """Compare a candidate with an active version on the images that both were judged on."""
+    known = dict(zip(active.digests, active.probabilities, strict=True))
+    rows = [row for row, digest in enumerate(candidate.digests) if digest in known]
+    label_of = {image.image_digest: image for image in labelled}
+    judged = np.array([known[candidate.digests[row]] for row in rows], np.float32)
+    result = compare(
+        candidate.probabilities[rows],
+        judged.reshape(len(rows), len(schema.class_names)),
+        targets_of([label_of[candidate.digests[row]] for row in rows], schema),
+        schema.multiple,
+    )
+    return Comparison(
+        n_images=result.n_images,
+        log_loss_difference=result.log_loss_difference,
+        standard_error=result.standard_error,
+        accuracy_difference=result.accuracy_difference,
+    )
+
+
 class ActiveVersion:
     """The active version as a judge's second party."""
 
@@ -119,22 +141,10 @@ class ActiveVersion:
         Images that this version was trained on count only where it has an out-of-fold prediction for them.
         """
         known = self.probabilities(candidate.digests)
-        rows = [row for row, digest in enumerate(candidate.digests) if digest in known]
-        label_of = {image.image_digest: image for image in labelled}
         columns = [self.version.class_names.index(name) for name in schema.class_names]
-        active = np.array([known[candidate.digests[row]][columns] for row in rows], dtype=np.float32)
-        result = compare(
-            candidate.probabilities[rows],
-            normalised(active.reshape(len(rows), len(columns)), schema),
-            targets_of([label_of[candidate.digests[row]] for row in rows], schema),
-            schema.multiple,
-        )
-        return Comparison(
-            n_images=result.n_images,
-            log_loss_difference=result.log_loss_difference,
-            standard_error=result.standard_error,
-            accuracy_difference=result.accuracy_difference,
-        )
+        active = np.array(list(known.values()), np.float32).reshape(len(known), len(self.version.class_names))
+        own = OutOfFold(digests=tuple(known), probabilities=normalised(active[:, columns], schema))
+        return compare_by_image(candidate, own, labelled, schema)
 
     def probabilities(self, digests: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Return probabilities, shape (n_classes,), by image, for images that this version can be judged on."""

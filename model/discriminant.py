@@ -71,9 +71,11 @@ def moments_of(coordinates: FloatArray, memberships: FloatArray, weights: FloatA
     """Sum over rows, (n, p), with memberships, (n, k), from 0 to 1, and weights, (n,), 1 without."""
     if weights is None:
         weights = np.ones(len(coordinates), np.float32)
-    weighted = coordinates * weights[:, None]
-    # A product with itself takes half the work.
-    rooted = coordinates * np.sqrt(weights)[:, None]
+        weighted = rooted = coordinates
+    else:
+        weighted = coordinates * weights[:, None]
+        # A product with itself takes half the work.
+        rooted = coordinates * np.sqrt(weights)[:, None]
     return Moments(
         total=float(weights.sum(dtype=np.float64)),
         sum=weighted.sum(axis=0, dtype=np.float64),

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ __all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_
 MAX_POOL_IMAGES = 2000
 MAX_LABELLED_IMAGES = 20_000
 """More labels are thinned out, the largest classes first: by then a linear head has long learned what it can."""
+NEVER_HELD_OUT = -1
 STANDARD_ERRORS_TO_CHANGE = 2.0
 """By how many a method must be better than the one to expect most of."""
 
@@ -126,17 +129,18 @@ def learn(
         seed,
     )
     memberships = examples.targets if multiple else examples.targets[:, None] == np.arange(len(class_names))
+    coordinates = preprocessing.transform(examples.features)
     problem = _Problem(
-        coordinates=preprocessing.transform(examples.features),
+        coordinates=coordinates,
         targets=examples.targets,
         memberships=memberships.astype(np.float32),
+        folds=_folds(examples, coordinates),
         pool=preprocessing.transform(pool),
     )
     judged = np.flatnonzero(examples.judged)
-    targets = examples.targets[judged]
-    folds = _folds(examples, problem.coordinates)
-    fitted = problem.fit(np.empty(0, np.intp))
-    method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged, folds), targets, folds)
+    targets, folds = problem.targets[judged], problem.folds[judged]
+    fitted = problem.fit()
+    method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged), targets, folds)
     linear_map = fitted[method]
     scale = linear_map.spread(problem.coordinates) or 1.0
     expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
@@ -174,19 +178,32 @@ def learn(
 
 
 class _Problem:
-    """Everything in the few dimensions that classifiers are fitted in; sums over all labelled images are kept."""
+    """Everything in the few dimensions that classifiers are fitted in; sums over the images of each fold are kept."""
 
-    def __init__(self, *, coordinates: FloatArray, targets: Targets, memberships: FloatArray, pool: FloatArray) -> None:
+    def __init__(
+        self,
+        *,
+        coordinates: FloatArray,
+        targets: Targets,
+        memberships: FloatArray,
+        folds: NDArray[np.intp],
+        pool: FloatArray,
+    ) -> None:
         self.coordinates = coordinates
         self.targets = targets
-        self.memberships = memberships
+        self.folds = folds
         self.pool = pool
-        self._moments = moments_of(coordinates, memberships)
+        self.n_classes = memberships.shape[1]
+        self._moments_of_fold = {
+            int(fold): moments_of(coordinates[folds == fold], memberships[folds == fold]) for fold in np.unique(folds)
+        }
+        self._moments = reduce(add, self._moments_of_fold.values())
 
-    def fit(self, held_out: NDArray[np.intp]) -> dict[str, LinearMap]:
-        """Fit each method on all labelled images but these."""
-        moments = self._moments - moments_of(self.coordinates[held_out], self.memberships[held_out])
-        coordinates, targets = np.delete(self.coordinates, held_out, axis=0), np.delete(self.targets, held_out, axis=0)
+    def fit(self, *, held_out: int | None = None) -> dict[str, LinearMap]:
+        """Fit each method on all labelled images but those of a fold."""
+        taught = self.folds != held_out
+        moments = self._moments if held_out is None else self._moments - self._moments_of_fold[held_out]
+        coordinates, targets = self.coordinates[taught], self.targets[taught]
         if targets.ndim == 2:
             return fit_multi_label(coordinates, targets.astype(np.bool_), moments, self.pool)
         return fit_single_label(coordinates, targets.astype(np.intp), moments, self.pool)
@@ -216,7 +233,7 @@ def _rarest_class(memberships: Targets) -> NDArray[np.intp]:
 
 
 def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
-    """Return the fold of each judged image, near-duplicates together.
+    """Return the fold of each image, (n,), near-duplicates together, and ``NEVER_HELD_OUT`` where it may not judge.
 
     Where not all images may judge, those that may can be a whole fold of ``fold_of``: they are split by another hash;
     and the backbone was fine-tuned, so that its features do not tell what is a near-duplicate.
@@ -224,25 +241,27 @@ def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
     if examples.judged.all():
         first = first_digests(examples.digests, coordinates, examples.targets)
         return np.array([fold_of(digest) for digest in first], np.intp)
-    judged = np.flatnonzero(examples.judged)
-    return np.array([fold_of(f"{examples.digests[index]} among judged") for index in judged], np.intp)
+    folds = np.full(len(examples.targets), NEVER_HELD_OUT)
+    for row in np.flatnonzero(examples.judged):
+        folds[row] = fold_of(f"{examples.digests[row]} among judged")
+    return folds
 
 
 def _out_of_fold_logits(
-    problem: _Problem, methods: tuple[str, ...], judged: NDArray[np.intp], folds: NDArray[np.intp]
+    problem: _Problem, methods: tuple[str, ...], judged: NDArray[np.intp]
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Return each method's logits, (n judged, k), of the judged images, fitted without their fold, and their scales.
 
     The scale of the head that an image's logits are of, (n judged, 1), says how sure that head is of everything.
     """
-    shape = (len(judged), problem.memberships.shape[1])
+    coordinates, folds = problem.coordinates[judged], problem.folds[judged]
+    shape = (len(judged), problem.n_classes)
     logits: dict[str, FloatArray] = {method: np.zeros(shape, np.float32) for method in methods}
     scales: dict[str, FloatArray] = {method: np.ones((len(judged), 1), np.float32) for method in methods}
     for fold in np.unique(folds):
-        held_out = judged[folds == fold]
-        for method, linear_map in problem.fit(held_out).items():
+        for method, linear_map in problem.fit(held_out=int(fold)).items():
             if method in logits:
-                logits[method][folds == fold] = linear_map.logits(problem.coordinates[held_out])
+                logits[method][folds == fold] = linear_map.logits(coordinates[folds == fold])
                 scales[method][folds == fold] = linear_map.spread(problem.coordinates) or 1.0
     return logits, scales
 

@@ -78,6 +78,11 @@ class Comparison:
     standard_error: float
     accuracy_difference: float
 
+    @property
+    def is_improvement(self) -> bool:
+        """Whether the candidate is better by half a standard error on any images at all."""
+        return self.n_images > 0 and self.log_loss_difference <= -self.standard_error / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionDecision:
@@ -119,11 +124,10 @@ def decide_promotion(
             promote=True, reason="one image is too few to tell versions apart, and the candidate knows more"
         )
     needed = "a head must not be worse beyond one standard error"
-    limit = comparison.standard_error + IMMATERIAL_LOG_LOSS
+    promote = comparison.log_loss_difference <= comparison.standard_error + IMMATERIAL_LOG_LOSS
     if candidate.kind is VersionKind.FINETUNE:
         needed = "a fine-tuned network must be better by half a standard error"
-        limit = -comparison.standard_error / 2
-    promote = comparison.log_loss_difference <= limit
+        promote = comparison.is_improvement
     if not promote and candidate.kind is VersionKind.HEAD and candidate.n_labels >= FAR_MORE_LABELS * active.n_labels:
         needed = "a head that knows half as many labels again must be as accurate"
         promote = comparison.accuracy_difference >= 0

@@ -14,7 +14,7 @@ import structlog
 from flask import Blueprint, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest, make_wsgi_app
 
-from backend.measurements import Counting, request_durations
+from backend.measurements import Counting, labelled, request_durations
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -75,10 +75,9 @@ def _note(environ: WSGIEnvironment, status: int, duration_s: float) -> None:
     # not the path: everybody may invent those, and each would become a time series
     rule = asked.url_rule if asked else None
     method = environ["REQUEST_METHOD"]
+    counted = (method, rule.rule, str(status)) if rule else ("any", "unknown", str(status))
     with Counting():
-        request_durations.labels(method if rule else "any", rule.rule if rule else "unknown", status).observe(
-            duration_s
-        )
+        labelled(request_durations, *counted).observe(duration_s)
     level = _level(status)
     if log.is_enabled_for(level):
         path = asked.path if asked else ""

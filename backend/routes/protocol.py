@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, request
+from pydantic_core import to_json
 
 from backend.domain import Job, JobKind, JobStatus, Suggestion
 from backend.errors import NotFound
@@ -20,14 +20,12 @@ from backend.label_studio.payloads import (
     parse_event,
     parse_training_request,
 )
-from backend.measurements import Counting, predict_durations, suggestions
+from backend.measurements import Counting, labelled, predict_durations, suggestions
 
 if TYPE_CHECKING:
     from backend.bootstrap import Container
 
 Json = dict[str, Any]
-
-encode_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def protocol_blueprint(container: Container) -> Blueprint:
@@ -68,16 +66,16 @@ def answer_predict(container: Container, body: bytes) -> bytes:
     """
     started_s = time.perf_counter()
     asked = PredictRequest.parse(body)
-    with container.admission.entered():
+    with container.admission:
         answer = container.prediction.predict(asked.project, asked.tasks)
-    response = encode_json(encode_predict_response(answer.results, answer.schema))
+    response = to_json(encode_predict_response(answer.results, answer.schema))
     n_suggested = sum(isinstance(result, Suggestion) for result in answer.results)
     images = "unknown" if answer.n_unknown_images else "known"
     with Counting():
-        suggestions.labels("made").inc(n_suggested)
-        suggestions.labels("none").inc(len(answer.results) - n_suggested)
-        predict_durations.labels(images).observe(time.perf_counter() - started_s)
-    return response.encode()
+        labelled(suggestions, "made").inc(n_suggested)
+        labelled(suggestions, "none").inc(len(answer.results) - n_suggested)
+        labelled(predict_durations, images).observe(time.perf_counter() - started_s)
+    return response
 
 
 def older_protocol_blueprint(container: Container) -> Blueprint:

@@ -32,14 +32,13 @@ class Shortcut:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
-        if environ["PATH_INFO"] != self._rule.rule or environ["REQUEST_METHOD"] != "POST":
+        if not self._is_meant(environ):
             return self._application(environ, start_response)
         asked = Request(environ)
         asked.url_rule = self._rule
-        asked.max_content_length = self._app.config["MAX_CONTENT_LENGTH"]
         try:
             self._check(asked)
-            content = self._answer(asked.get_data())
+            content = self._answer(environ["wsgi.input"].read(asked.content_length))
         except Exception as error:  # noqa: BLE001 - the application has an answer to each
             with self._app.request_context(environ):
                 return self._app.make_response(self._app.handle_user_exception(error))(environ, start_response)
@@ -48,3 +47,10 @@ class Shortcut:
         # The two hold each other: together they would stay until garbage is collected.
         del environ["werkzeug.request"]
         return [content]
+
+    def _is_meant(self, environ: WSGIEnvironment) -> bool:
+        """Tell whether a request is to the route, with a body of which is known beforehand that it is not too large."""
+        if environ["PATH_INFO"] != self._rule.rule or environ["REQUEST_METHOD"] != "POST":
+            return False
+        length: str = environ.get("CONTENT_LENGTH", "")
+        return length.isdecimal() and int(length) <= int(self._app.config["MAX_CONTENT_LENGTH"])

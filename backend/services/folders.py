@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from backend.domain import LabelledImage, LabelSchema, Metrics, VersionKind
 from backend.errors import InvalidRequest, TrainingImpossible
 from backend.pretrained import opinion_of
-from backend.promotion import metrics_of, targets_of
+from backend.promotion import compare_by_image, metrics_of, targets_of
 from model.backbones import Backbone, load_backbone
-from model.evaluation import Report, compare, evaluate
+from model.evaluation import Report, evaluate
 from model.features import Engine, choose_device
 from model.finetuning import TrainingDiverged
 from model.folds import JUDGING_FOLD, N_FOLDS, fold_groups, fold_of
@@ -265,17 +265,9 @@ class Contest:
 
     def better(self, tuned: Contestant, plain: Contestant) -> Contestant:
         """Return the fine-tuned contestant if it is better on the images that neither was trained on."""
-        judged = tuned.learned.out_of_fold
-        known = dict(zip(plain.learned.out_of_fold.digests, plain.learned.out_of_fold.probabilities, strict=True))
-        rows = [row for row, digest in enumerate(judged.digests) if digest in known]
-        label_of = {image.image_digest: image for image in self.train.labelled}
-        result = compare(
-            judged.probabilities[rows],
-            np.array([known[judged.digests[row]] for row in rows]),
-            targets_of([label_of[judged.digests[row]] for row in rows], self.train.schema),
-            self.train.schema.multiple,
-        )
-        return tuned if result.log_loss_difference < -result.standard_error / 2 else plain
+        candidate, active = tuned.learned.out_of_fold, plain.learned.out_of_fold
+        comparison = compare_by_image(candidate, active, self.train.labelled, self.train.schema)
+        return tuned if comparison.is_improvement else plain
 
     def measure(self, contestant: Contestant) -> tuple[Report, Report]:
         """Return the reports on the test part, with and without calibration."""

@@ -29,7 +29,7 @@ class Visitors:
         return [self.threads.submit(self.visit) for _ in range(n)]
 
     def visit(self) -> None:
-        with self.admission.entered():
+        with self.admission:
             with self.lock:
                 self.inside += 1
                 self.most_inside = max(self.most_inside, self.inside)
@@ -59,15 +59,15 @@ def test_who_finds_no_place_to_wait_is_turned_away_at_once() -> None:
 
 def test_who_waited_long_enough_is_turned_away_and_the_place_is_free_again() -> None:
     admission = Admission(1, patience_s=0.05)
-    with admission.entered(), pytest.raises(Overloaded, match=r"within 0\.05 s"), admission.entered():
+    with admission, pytest.raises(Overloaded, match=r"within 0\.05 s"), admission:
         pass
     for _ in range(3):
-        with admission.entered():
+        with admission:
             pass
 
 
 def test_a_failure_inside_gives_the_place_back() -> None:
     admission = Admission(1, patience_s=0.05)
     for _ in range(2 * N_ADMITTED):
-        with pytest.raises(ZeroDivisionError), admission.entered():
+        with pytest.raises(ZeroDivisionError), admission:
             raise ZeroDivisionError

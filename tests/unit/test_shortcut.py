@@ -10,15 +10,18 @@ import pytest
 from flask import Flask, Response, request
 from flask.testing import FlaskClient
 from werkzeug.exceptions import HTTPException
+from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
 from backend.app import answer_error, answer_http_error, answer_surprise
 from backend.errors import TandemError, Unauthorized
 from backend.routes.shortcut import Shortcut
 
+CREDENTIALS = {"Authorization": "Basic dGFuZGVtOg=="}
+
 
 def check(asked: Request) -> None:
-    if asked.headers.get("Authorization") != "Basic dGFuZGVtOg==":
+    if asked.headers.get("Authorization") != CREDENTIALS["Authorization"]:
         raise Unauthorized("Basic auth is missing or wrong")
 
 
@@ -78,11 +81,26 @@ def test_both_ways_end_in_the_same_answer(
     authorized: bool,
     status: int,
 ) -> None:
-    headers = {"Authorization": "Basic dGFuZGVtOg=="} if authorized else {}
+    headers = CREDENTIALS if authorized else {}
     answers = [client.open(path, method=method, data=body, headers=headers) for client in (long_way, short_way)]
     assert [each.status_code for each in answers] == [status, status]
     assert answers[0].data == answers[1].data
     assert dict(answers[0].headers) == dict(answers[1].headers)
+
+
+@pytest.mark.parametrize("length", [None, "", "-1", "\u00b2", "five"])
+def test_a_body_of_unknown_length_goes_the_long_way(
+    long_way: FlaskClient, short_way: FlaskClient, length: str | None
+) -> None:
+    answers = []
+    for client in (long_way, short_way):
+        environ = EnvironBuilder("/predict", method="POST", data=b"five.", headers=CREDENTIALS).get_environ()
+        environ |= {"CONTENT_LENGTH": length, "wsgi.input_terminated": True}
+        if length is None:
+            del environ["CONTENT_LENGTH"]
+        answers.append(client.open(environ))
+    assert answers[0].status_code == answers[1].status_code
+    assert answers[0].data == answers[1].data == b'{"length":5}'
 
 
 def test_whoever_counts_learns_the_route() -> None:
@@ -97,6 +115,6 @@ def test_whoever_counts_learns_the_route() -> None:
         return shortcut(environ, start)
 
     app.wsgi_app = counted  # type: ignore[method-assign]
-    for headers in ({"Authorization": "Basic dGFuZGVtOg=="}, {}):
+    for headers in (CREDENTIALS, {}):
         app.test_client().post("/predict", data=b"five.", headers=headers)
     assert routes == ["/predict", "/predict"]
