@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from backend.domain import INTERRUPTED, Job, JobKind, JobStatus, RetryPolicy, VersionKind, VersionStatus
+from backend.domain import INTERRUPTED, Job, JobKind, JobStatus, RetryPolicy, VersionKind
 from backend.errors import (
     PASSING_ERRORS,
     EmbedderUnavailable,
@@ -130,6 +130,7 @@ class Worker:
     def _recover(self) -> None:
         """Queue what may have been missed while no worker ran."""
         with self._database.transaction() as stores:
+            stores.jobs.prune(self._clock.now() - self._job_history)
             self._take_up(stores)
             for project in stores.projects.all():
                 for kind in TRAININGS:
@@ -149,12 +150,10 @@ class Worker:
 
     def _drop_unjudged(self, stores: Stores, project_id: int, kind: JobKind) -> None:
         """Reject candidates of a kind of training that nobody is about to judge any more."""
-        if kind not in TRAININGS or any(
-            job.kind is kind and job.status is JobStatus.RUNNING for job in stores.jobs.all(project_id)
-        ):
+        if kind not in TRAININGS or stores.jobs.running(project_id, kind):
             return
-        for version in stores.versions.all(project_id):
-            if version.status is VersionStatus.CANDIDATE and version.kind is TRAININGS[kind]:
+        for version in stores.versions.candidates(project_id):
+            if version.kind is TRAININGS[kind]:
                 stores.versions.reject(project_id, version.name, INTERRUPTED)
 
     def _work(self, lane: Lane) -> None:
@@ -177,8 +176,8 @@ class Worker:
                 # Not before: it may have waited for another writer for as long as a lease lasts.
                 now = self._clock.now()
                 return stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
-        except StoreUnavailable as error:
-            log.error("no job can be claimed", reason=str(error))
+        except Exception as error:  # a lane outlives whatever becomes of the database
+            log.error("no job can be claimed", reason=str(error), exc_info=not isinstance(error, StoreUnavailable))
             self._stopping.wait(1.0)
             return None
 
@@ -274,6 +273,8 @@ class Worker:
         """Remove versions and features that nobody needs; slow where there are many, so nothing waits for it."""
         while not self._stopping.wait(RETENTION_INTERVAL_S):
             try:
+                with self._database.transaction() as stores:
+                    stores.jobs.prune(self._clock.now() - self._job_history)
                 self._retention.run()
             except (TandemError, OSError) as error:
                 log.error("what nobody needs cannot be removed", reason=str(error))
@@ -284,8 +285,8 @@ class Worker:
         while not self._stopping.wait(1.0):
             try:
                 self._requeue_lost_and_sync(self._clock.now())
-            except StoreUnavailable as error:
-                log.error("house cannot be kept", reason=str(error))
+            except Exception as error:  # nobody else keeps it
+                log.error("house cannot be kept", reason=str(error), exc_info=not isinstance(error, StoreUnavailable))
 
     def _requeue_lost_and_sync(self, now: datetime) -> None:
         with self._database.transaction() as stores:
@@ -295,15 +296,17 @@ class Worker:
                 log.warning("lease expired: job queued again", project=job.project_id, job=job.id, kind=job.kind)
                 self._drop_unjudged(stores, job.project_id, job.kind)
             for project in stores.projects.all():
-                if self._sync_is_due(stores.jobs.newest(project.id, JobKind.SYNC), now):
+                waits = stores.jobs.queued(project.id, JobKind.SYNC)
+                if waits is None and self._sync_is_due(stores.jobs.newest(project.id, JobKind.SYNC), now):
                     self._scheduler.now(stores, project.id, JobKind.SYNC)
-            stores.jobs.prune(now - self._job_history)
 
     def _sync_is_due(self, last: Job | None, now: datetime) -> bool:
         """Tell whether the last reconciliation is long ago, also by the time it took: it costs Label Studio much."""
-        if last is None or last.started_at is None or last.finished_at is None:
+        if last is None or last.finished_at is None:
             return last is None
-        rest = max(self._sync_interval, SYNC_REST_FACTOR * (last.finished_at - last.started_at))
+        # one that never started was cancelled, or merged into another
+        took = last.finished_at - (last.started_at or last.finished_at)
+        rest = max(self._sync_interval, SYNC_REST_FACTOR * took)
         # one that will have ended is none to go by: the clock has gone back
         return not last.finished_at <= now <= last.finished_at + rest
 

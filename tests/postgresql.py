@@ -59,6 +59,11 @@ class LocalPostgresql:
             shutil.rmtree(self._folder)
             raise NoPostgresql(f"initdb failed: {made.stderr.strip()[-300:]}")
         self._log = (self._folder / "log").open("wb")
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        data = self._folder / "data"
         self._server = subprocess.Popen(
             [
                 *(self._programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self._port), "-k", ""),
@@ -69,7 +74,21 @@ class LocalPostgresql:
             stderr=subprocess.STDOUT,
         )
         self._wait_until_up()
-        return self
+
+    def become_standby(self) -> None:
+        """Start again as a server that only reads until it is promoted, as those of a failover do for a while."""
+        self._server.send_signal(signal.SIGINT)
+        self._server.wait(30)
+        mark = self._folder / "data" / "standby.signal"
+        mark.touch()
+        if self._account:
+            os.chown(mark, *self._account)
+        self._start()
+
+    def promote(self) -> None:
+        """Be a standby no more."""
+        with self._connect() as connection:
+            connection.execute("SELECT pg_promote()")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

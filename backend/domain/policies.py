@@ -99,9 +99,17 @@ FAR_MORE_LABELS = 1.5
 
 
 def decide_promotion(
-    candidate: ModelVersion, active: ModelVersion | None, comparison: Comparison | None, *, n_withdrawn: int
+    candidate: ModelVersion,
+    active: ModelVersion | None,
+    comparison: Comparison | None,
+    *,
+    class_names: tuple[str, ...],
+    n_withdrawn: int,
 ) -> PromotionDecision:
     """Decide whether a candidate replaces the active version.
+
+    One that does not know a class of the label config (``class_names``) never replaces one that does: both came into
+    the world while it was trained.
 
     A head with more labels only has to be no worse than noise allows, because it knows more; one with far more
     labels to be as accurate: it may have seen wrong labels, which make it less sure of everything, and are found by
@@ -110,11 +118,14 @@ def decide_promotion(
     """
     if active is None:
         return PromotionDecision(promote=True, reason="first version of the project")
+    forgotten = [name for name in class_names if name in active.class_names and name not in candidate.class_names]
+    if forgotten:
+        return PromotionDecision(promote=False, reason=f"{active.name} knows {', '.join(forgotten)}, which it does not")
     if n_withdrawn:
         return PromotionDecision(
             promote=True, reason=f"{active.name} learned from {n_withdrawn} labels that were since withdrawn or changed"
         )
-    unknown = [name for name in candidate.class_names if name not in active.class_names]
+    unknown = [name for name in class_names if name in candidate.class_names and name not in active.class_names]
     if unknown:
         return PromotionDecision(promote=True, reason=f"{active.name} does not know {', '.join(unknown)}")
     if comparison is None or comparison.n_images == 0:

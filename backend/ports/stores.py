@@ -192,7 +192,10 @@ class JobStore(Protocol):
         """
 
     def all(self, project_id: int, limit: int = 100) -> list[Job]:
-        """Return a project's jobs, newest first."""
+        """Return a project's newest jobs, newest first, and then those that have not ended for longer than that."""
+
+    def running(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return the running job of this kind, if any."""
 
     def newest(self, project_id: int, kind: JobKind) -> Job | None:
         """Return a project's newest job of a kind, if any."""
@@ -228,6 +231,9 @@ class VersionStore(Protocol):
 
     def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
+
+    def candidates(self, project_id: int) -> list[ModelVersion]:
+        """Return a project's versions of which nobody has decided yet what they are worth, newest first."""
 
     def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
         """Make a version the active one, retire the one that was, and return it with its new status.

@@ -70,8 +70,9 @@ class Embedding:
                 other hosts are embedded by then.
         """
         with self._database.snapshot() as stores:
-            backbone = self._backbone_in_use(stores.projects.get(project_id))
-        self._use_backbone(project_id, backbone)
+            project = stores.projects.get(project_id)
+            backbone = self._backbone_in_use(project)
+        self._use_backbone(project, backbone)
         digest = backbone.digest
         done = failed = 0
         unavailable: ImageUnavailable | None = None
@@ -194,10 +195,11 @@ class Embedding:
             return EmbedderBackbone(digest=digest)
         return self._embedder.base()
 
-    def _use_backbone(self, project_id: int, backbone: EmbedderBackbone) -> None:
+    def _use_backbone(self, known: Project, backbone: EmbedderBackbone) -> None:
+        """Move a project to a backbone, unless another version has moved it elsewhere since it was known."""
         with self._database.transaction() as stores:
-            project = stores.projects.get(project_id)
-            if project.backbone_digest != backbone.digest:
+            project = stores.projects.get(known.id)
+            if known.backbone_digest == project.backbone_digest != backbone.digest:
                 stores.projects.save(replace(project, backbone_digest=backbone.digest))
             if stores.backbones.categories(backbone.digest) != backbone.categories:
                 stores.backbones.save_categories(backbone.digest, backbone.categories)

@@ -99,11 +99,11 @@ class FineTuning:
             finetuning=config,
             finetuning_s=tuned.seconds,
         )
-        decision = self._training.judge(training_set, candidate, learned)
-        if decision.promote:
+        judgement = self._training.judge(training_set, candidate, learned)
+        if judgement.decision.promote:
             # the active version goes on serving until every image has the new network's features
             self._embed(engine, list(tasks.values()), report)
-        outcome = self._training.conclude(training_set, candidate, decision)
+        outcome = self._training.conclude(training_set, candidate, learned, judgement)
         shutil.rmtree(self._resume_folder(project_id), ignore_errors=True)
         return outcome
 

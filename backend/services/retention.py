@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import structlog
 
-from backend.domain import JobKind, JobStatus, Task, VersionStatus, surplus_versions
+from backend.domain import JobKind, Task, VersionStatus, surplus_versions
 from backend.errors import EmbedderUnavailable
-from backend.ports import ArtifactStore, Cleanable, Clock, Database, Embedder, FeatureStore, Stores
+from backend.ports import ArtifactStore, Cleanable, Clock, Database, Embedder, FeatureStore
 from backend.promotion import backbone_key, version_key
 from backend.scheduling import Scheduler
 
@@ -19,7 +19,6 @@ log = structlog.get_logger()
 MIN_UNUSED_ROWS = 1000
 MIN_UNUSED_SHARE = 0.25
 CHUNK_SIZE = 500
-ALL_JOBS = 1_000_000
 
 
 class Retention:
@@ -75,7 +74,7 @@ class Retention:
                 needed |= {backbone_key(each.backbone_digest) for each in versions if each not in of_project}
                 needed |= {backbone_key(project.backbone_digest)} if project.backbone_digest else set()
                 # It publishes a network before there is a version that it belongs to.
-                is_finetuning |= self._is_finetuning(stores, project.id)
+                is_finetuning |= stores.jobs.running(project.id, JobKind.FINETUNE) is not None
         gone = sorted(set(surplus) & set(self._artifacts.keys("versions"))) if surplus else []
         unused = [] if is_finetuning else sorted(set(networks) - needed)
         for key in (*gone, *unused):
@@ -116,7 +115,7 @@ class Retention:
             return set()
         with self._database.snapshot() as stores:
             for project in stores.projects.all():
-                if self._is_finetuning(stores, project.id):
+                if stores.jobs.running(project.id, JobKind.FINETUNE):
                     # It stores features before there is a version that they belong to.
                     return set()
                 versions = [
@@ -126,10 +125,6 @@ class Retention:
                 needed |= {each.backbone_digest for each in (*active, *versions[: self._n_kept_versions])}
                 needed |= {project.backbone_digest} if project.backbone_digest else set()
         return set(stored) - needed
-
-    def _is_finetuning(self, stores: Stores, project_id: int) -> bool:
-        jobs = stores.jobs.all(project_id, limit=ALL_JOBS)
-        return any(job.kind is JobKind.FINETUNE and job.status is JobStatus.RUNNING for job in jobs)
 
     def _compact(self, digest: str, images: Sequence[str]) -> None:
         """Remove the rows of images that are not among these, where there are enough of them to be worth the copying.

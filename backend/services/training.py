@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_POOL_IMAGES = 20_000
+ROLLED_BACK = "rolled back by hand"
+"""Why a version is active that somebody chose, which no version may undo before labels change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +79,24 @@ class TrainingSet:
         """The active version, if any."""
         return next((version for version in self.versions if version.status is VersionStatus.ACTIVE), None)
 
+    @property
+    def newest_judged(self) -> ModelVersion | None:
+        """The newest version of which was decided what it is worth, if any."""
+        return next((version for version in self.versions if version.was_judged), None)
+
     def fingerprint(self, backbone_digest: str) -> str:
         """Identify what a head would learn from: labels, classes, features, and how large the pool is, roughly."""
         labels = [(image.task_id, image.image_digest, image.class_names) for image in self.labelled]
         content = (backbone_digest, self.schema.class_names, self.schema.multiple, labels, len(self.pool).bit_length())
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What was decided of a candidate, and the version that was active then, if any."""
+
+    decision: PromotionDecision
+    active: ModelVersion | None
 
 
 class Training:
@@ -114,15 +129,14 @@ class Training:
         if digest is None:
             raise TrainingImpossible("no image is embedded yet")
         training_set = self.with_features(training_set, digest)
-        fingerprint = training_set.fingerprint(digest)
-        same = self._learned_already(training_set, digest, fingerprint)
+        same = self._learned_already(training_set, digest)
         if same:
             return f"nothing new to learn since {same.name}"
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))
         candidate = self.save(training_set, learned, digest, VersionKind.HEAD)
-        return self.conclude(training_set, candidate, self.judge(training_set, candidate, learned))
+        return self.conclude(training_set, candidate, learned, self.judge(training_set, candidate, learned))
 
     def training_set(self, project_id: int) -> TrainingSet:
         """Return what there is to learn from.
@@ -147,7 +161,7 @@ class Training:
         counts = LabelCounts(
             n_labels=len(labels),
             n_classes=len({name for label in labels.values() for name in label}),
-            n_embedded_labels=len(labelled),
+            n_embedded_labels=sum(task.id in labels for task in tasks if task.backbone_digest),
             n_finetune_labels=finetune_labels(versions),
         )
         decision = self._policy.decide(counts, project.schema)
@@ -245,31 +259,73 @@ class Training:
             self._artifacts.publish(version_key(project_id, candidate.name), folder)
         return candidate
 
-    def judge(self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned) -> PromotionDecision:
-        """Decide whether a candidate deserves to be active, by comparing it with the active version."""
-        active = self._load_active(training_set)
+    def judge(self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned) -> Judgement:
+        """Decide whether a candidate deserves to be active, by comparing it with the version that is active by now.
+
+        Raises:
+            TrainingImpossible: there is nothing to learn from any more.
+        """
+        present = self._present(training_set)
+        decision = self._decide(training_set, present, candidate, learned)
+        return Judgement(decision=decision, active=present.active)
+
+    def _decide(
+        self, training_set: TrainingSet, present: TrainingSet, candidate: ModelVersion, learned: Learned
+    ) -> PromotionDecision:
+        active = self._load_active(present)
         if active is None:
-            return decide_promotion(candidate, None, None, n_withdrawn=0)
+            return decide_promotion(candidate, None, None, class_names=present.schema.class_names, n_withdrawn=0)
+        if present is not training_set and active.version.reason == ROLLED_BACK:
+            return PromotionDecision(
+                promote=False, reason=f"somebody went back to {active.version.name} while it was trained"
+            )
         comparison = None
         if set(training_set.schema.class_names) <= set(active.version.class_names):
             comparison = active.compare(learned.out_of_fold, training_set.labelled, training_set.schema)
-        n_withdrawn = active.labels.count_withdrawn(training_set.agreed)
-        return decide_promotion(candidate, active.version, comparison, n_withdrawn=n_withdrawn)
+        return decide_promotion(
+            candidate,
+            active.version,
+            comparison,
+            class_names=present.schema.class_names,
+            n_withdrawn=active.labels.count_withdrawn(present.agreed),
+        )
 
-    def conclude(self, training_set: TrainingSet, candidate: ModelVersion, decision: PromotionDecision) -> str:
-        """Promote or reject a candidate, and return the outcome in words."""
+    def _present(self, training_set: TrainingSet) -> TrainingSet:
+        """Return the same, or what there is to learn from now where another version became active meanwhile."""
+        project_id = training_set.project.id
+        with self._database.snapshot() as stores:
+            active = stores.versions.active(project_id)
+        return training_set if _is_unchanged(active, training_set.active) else self.training_set(project_id)
+
+    def conclude(
+        self, training_set: TrainingSet, candidate: ModelVersion, learned: Learned, judgement: Judgement
+    ) -> str:
+        """Promote or reject a candidate, and return the outcome in words.
+
+        It is judged anew where another version became active since.
+        """
         with self._database.transaction() as stores:
-            if decision.promote:
-                self.activate(stores, candidate, decision.reason)
-            else:
-                stores.versions.reject(candidate.project_id, candidate.name, decision.reason)
-                # No push comes that would do it, but some of what was to be labelled next has its label by now.
-                self._scheduler.soon(stores, candidate.project_id, JobKind.QUERY)
-            if candidate.kind is VersionKind.HEAD and self._policy.finetune_is_due(training_set.counts):
-                self._scheduler.finetune(stores, candidate.project_id)
+            is_current = _is_unchanged(stores.versions.active(candidate.project_id), judgement.active)
+            if is_current:
+                self._settle(stores, training_set, candidate, judgement.decision)
+        if not is_current:
+            return self.conclude(training_set, candidate, learned, self.judge(training_set, candidate, learned))
+        decision = judgement.decision
         outcome = "promoted" if decision.promote else "rejected"
         log.info(f"version {outcome}", project=candidate.project_id, version=candidate.name, reason=decision.reason)
         return f"{candidate.name} {outcome}: {decision.reason}"
+
+    def _settle(
+        self, stores: Stores, training_set: TrainingSet, candidate: ModelVersion, decision: PromotionDecision
+    ) -> None:
+        if decision.promote:
+            self.activate(stores, candidate, decision.reason)
+        else:
+            stores.versions.reject(candidate.project_id, candidate.name, decision.reason)
+            # No push comes that would do it, but some of what was to be labelled next has its label by now.
+            self._scheduler.soon(stores, candidate.project_id, JobKind.QUERY)
+        if candidate.kind is VersionKind.HEAD and self._policy.finetune_is_due(training_set.counts):
+            self._scheduler.finetune(stores, candidate.project_id)
 
     def rollback(self, project_id: int, name: str) -> ModelVersion:
         """Make an earlier version active again.
@@ -277,14 +333,15 @@ class Training:
         Raises:
             NotFound: the project has no such version, or its weights are gone.
         """
-        with self._database.transaction() as stores:
+        with self._database.snapshot() as stores:
             version = stores.versions.get(project_id, name)
-            if not self._artifacts.keys(version_key(project_id, name)):
-                raise NotFound(
-                    f"the files of {name} are gone: VERSIONS_KEPT says of how many versions they stay; "
-                    "roll back to a newer one, or train"
-                )
-            version = self.activate(stores, version, "rolled back by hand")
+        if not self._artifacts.keys(version_key(project_id, name)):
+            raise NotFound(
+                f"the files of {name} are gone: VERSIONS_KEPT says of how many versions they stay; "
+                "roll back to a newer one, or train"
+            )
+        with self._database.transaction() as stores:
+            version = self.activate(stores, version, ROLLED_BACK)
         log.info("rolled back", project=project_id, version=name)
         return version
 
@@ -297,16 +354,19 @@ class Training:
         self._scheduler.push(stores, version.project_id)
         return stores.versions.activate(version.project_id, version.name, reason)
 
-    def _learned_already(self, training_set: TrainingSet, digest: str, fingerprint: str) -> ModelVersion | None:
+    def _learned_already(self, training_set: TrainingSet, digest: str) -> ModelVersion | None:
         """Return the version that learned the same: the active one, or the newest on this backbone.
 
         The newest one counts whatever became of it: it was rejected, or somebody rolled back from it and wants it to
-        stay so; but not when nobody came to judge it. Nothing counts while the active version is unreadable, because
-        then another one has to come.
+        stay so, be that to another backbone; but not when nobody came to judge it. Nothing counts while the active
+        version is unreadable, because then another one has to come.
         """
+        active = training_set.active
         newest = next((version for version in training_set.versions if version.backbone_digest == digest), None)
-        known = [each for each in (training_set.active, newest) if each and each.was_judged]
-        same = [each for each in known if each.fingerprint == fingerprint]
+        known = [each for each in (active, newest) if each and each.was_judged and each.backbone_digest == digest]
+        if active and active.reason == ROLLED_BACK and training_set.newest_judged:
+            known.append(training_set.newest_judged)
+        same = [each for each in known if each.fingerprint == training_set.fingerprint(each.backbone_digest)]
         return same[0] if same and self._load_active(training_set) else None
 
     def _judged(self, digests: Sequence[str], backbone_digest: str) -> NDArray[np.bool_]:
@@ -338,3 +398,10 @@ class Training:
         except (CorruptCheckpoint, NotFound) as error:
             log.error("active version unreadable", version=training_set.active.name, reason=str(error))
             return None
+
+
+def _is_unchanged(active: ModelVersion | None, known: ModelVersion | None) -> bool:
+    """Tell whether the same version is active as was known to be, and for the same reason."""
+    if active is None or known is None:
+        return active is known
+    return (active.name, active.reason) == (known.name, known.reason)

@@ -14,7 +14,9 @@ from backend.domain import (
     JobStatus,
     LabelCounts,
     LabelSchema,
+    ModelVersion,
     Progress,
+    PromotionDecision,
     RetryPolicy,
     TrainingPolicy,
     VersionKind,
@@ -183,6 +185,13 @@ def test_a_training_waits_for_a_quiet_moment_but_not_for_ever() -> None:
 ACTIVE = make_version(1, status=VersionStatus.ACTIVE)
 
 
+def decide_between(
+    candidate: ModelVersion, active: ModelVersion | None, comparison: Comparison | None, *, n_withdrawn: int
+) -> PromotionDecision:
+    """Decide where the label config has the classes of the candidate."""
+    return decide_promotion(candidate, active, comparison, class_names=candidate.class_names, n_withdrawn=n_withdrawn)
+
+
 def comparison(difference: float, *, n_images: int = 20) -> Comparison:
     return Comparison(
         n_images=n_images, log_loss_difference=difference, standard_error=0.1, accuracy_difference=-difference
@@ -190,7 +199,7 @@ def comparison(difference: float, *, n_images: int = 20) -> Comparison:
 
 
 def test_the_first_version_is_promoted() -> None:
-    decision = decide_promotion(make_version(1), None, None, n_withdrawn=0)
+    decision = decide_between(make_version(1), None, None, n_withdrawn=0)
     assert decision.promote
     assert decision.reason == "first version of the project"
 
@@ -211,7 +220,7 @@ def test_the_first_version_is_promoted() -> None:
 def test_a_head_must_not_be_worse_and_a_network_must_be_better(
     kind: VersionKind, difference: float, expected: bool
 ) -> None:
-    decision = decide_promotion(make_version(2, kind=kind), ACTIVE, comparison(difference), n_withdrawn=0)
+    decision = decide_between(make_version(2, kind=kind), ACTIVE, comparison(difference), n_withdrawn=0)
     assert decision.promote is expected
     assert f"{difference:+.3f}" in decision.reason
     assert ACTIVE.name in decision.reason
@@ -225,26 +234,34 @@ def test_a_head_that_knows_far_more_may_be_less_sure_but_not_less_accurate(
 ) -> None:
     worse = replace(comparison(0.5), accuracy_difference=accuracy_difference)
     candidate = make_version(2, n_labels=n_labels)
-    assert decide_promotion(candidate, make_version(1, n_labels=12), worse, n_withdrawn=0).promote is expected
+    assert decide_between(candidate, make_version(1, n_labels=12), worse, n_withdrawn=0).promote is expected
 
 
 def test_withdrawn_labels_are_unlearned_even_at_a_price() -> None:
-    decision = decide_promotion(make_version(2), ACTIVE, comparison(5.0), n_withdrawn=2)
+    decision = decide_between(make_version(2), ACTIVE, comparison(5.0), n_withdrawn=2)
     assert decision.promote
     assert "2 labels that were since withdrawn or changed" in decision.reason
 
 
 def test_a_new_class_is_promoted_even_at_a_price() -> None:
     candidate = make_version(2, class_names=("cat", "dog", "bird"))
-    decision = decide_promotion(candidate, ACTIVE, None, n_withdrawn=0)
+    decision = decide_between(candidate, ACTIVE, None, n_withdrawn=0)
     assert decision.promote
     assert decision.reason == f"{ACTIVE.name} does not know bird"
 
 
+def test_a_class_that_only_the_active_version_knows_counts_as_long_as_the_label_config_has_it() -> None:
+    active, better = make_version(1, class_names=("cat", "dog", "bird")), comparison(-5.0)
+    decision = decide_promotion(make_version(2), active, better, class_names=("cat", "bird"), n_withdrawn=9)
+    assert not decision.promote
+    assert decision.reason == f"{active.name} knows bird, which it does not"
+    assert decide_promotion(make_version(2), active, better, class_names=("cat", "dog"), n_withdrawn=0).promote
+
+
 @pytest.mark.parametrize("n_images", [0, 1])
 def test_with_nothing_to_compare_on_the_one_that_knows_more_wins(n_images: int) -> None:
-    assert decide_promotion(make_version(2), ACTIVE, comparison(5.0, n_images=n_images), n_withdrawn=0).promote
-    assert decide_promotion(make_version(2), ACTIVE, None, n_withdrawn=0).promote
+    assert decide_between(make_version(2), ACTIVE, comparison(5.0, n_images=n_images), n_withdrawn=0).promote
+    assert decide_between(make_version(2), ACTIVE, None, n_withdrawn=0).promote
 
 
 # --- jobs and names --------------------------------------------------------------------------------------------------

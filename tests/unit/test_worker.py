@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import pytest
 
+from backend.adapters.database import SqlDatabase
 from backend.domain import Job, JobKind, JobStatus, Progress, RetryPolicy, VersionStatus
 from backend.errors import (
     EmbedderUnavailable,
@@ -400,6 +401,10 @@ class TestStart:
         assert "interrupted" in project.versions[0].reason
 
 
+def _out_of_order(_: SqlDatabase) -> None:
+    raise RuntimeError("nobody has foreseen this")
+
+
 class TestHouse:
     def test_a_project_is_reconciled_from_time_to_time(self, project: World) -> None:
         everything = FakeExecutor()
@@ -416,7 +421,45 @@ class TestHouse:
             project.clock.forward(2)
             wait_for(lambda: n_syncs() == 2)
 
-    def test_old_jobs_are_cleared_away(self, project: World) -> None:
+    @pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "merged"])
+    def test_it_goes_on_after_a_reconciliation_that_never_started(self, project: World, cancelled: bool) -> None:
+        worker, now = make_worker(project, FakeExecutor(), FakeExecutor()), project.clock.now()
+        with project.database.transaction() as stores:
+            if cancelled:
+                stores.jobs.cancel(project.scheduler.now(stores, PROJECT, JobKind.SYNC).id, now)
+            else:
+                project.scheduler.now(stores, PROJECT, JobKind.SYNC)
+                first = stores.jobs.claim([JobKind.SYNC], "w", now, now + timedelta(seconds=30))
+                assert first is not None
+                project.scheduler.now(stores, PROJECT, JobKind.SYNC)
+                stores.jobs.requeue(first.id, "w", now, "Label Studio answered 502")
+                stores.jobs.claim([JobKind.SYNC], "w", now, now + timedelta(seconds=30))
+                stores.jobs.finish(first.id, "w", JobStatus.SUCCEEDED, "reconciled", now)
+        worker._requeue_lost_and_sync(project.clock.forward(299))
+        assert project.queued(JobKind.SYNC) is None
+        worker._requeue_lost_and_sync(project.clock.forward(2))
+        assert project.queued(JobKind.SYNC) is not None
+
+    def test_it_outlives_whatever_becomes_of_the_database(
+        self, project: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        everything = FakeExecutor()
+
+        def n_syncs() -> int:
+            return sum(job.kind is JobKind.SYNC for job in everything.ran)
+
+        project.label_studio.backends.clear()  # a project that is discovered is reconciled once more
+        with running(make_worker(project, FakeExecutor(), everything)):
+            wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
+            with monkeypatch.context() as broken:
+                broken.setattr(SqlDatabase, "transaction", _out_of_order)
+                broken.setattr(SqlDatabase, "snapshot", _out_of_order)
+                time.sleep(1.5)
+            project.clock.forward(301)
+            wait_for(lambda: n_syncs() == 2)
+
+    def test_old_jobs_are_cleared_away(self, project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("backend.worker.RETENTION_INTERVAL_S", 0.01)
         old = [job.id for job in project.projects.jobs(PROJECT)]
         assert old
         with running(make_worker(project, FakeExecutor(), FakeExecutor())):

@@ -133,8 +133,17 @@ def unavailability_reported(engine: Engine) -> Iterator[None]:
         raise StoreUnavailable(f"the database {shown} cannot be used now ({cause}): try again, or check it") from error
 
 
+WRITES_WHILE_READ_ONLY = "25006"
+PASSING_STATES = {WRITES_WHILE_READ_ONLY, "25P03", "0A000"}
+"""SQLSTATEs that psycopg takes for mistakes: PostgreSQL is a standby for now, or has ended a transaction because the
+process that had begun it was suspended."""
+
+
 def _is_our_mistake(error: Exception, *, read_only: bool) -> bool:
     """Tell a wrong statement, a broken constraint and writing in a snapshot from what happens to a database."""
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state in PASSING_STATES:
+        return read_only and state == WRITES_WHILE_READ_ONLY
     if isinstance(error, IntegrityError | ProgrammingError | DataError | InternalError | NotSupportedError):
         return True
     sqlite_error = getattr(getattr(error, "orig", None), "sqlite_errorname", None)

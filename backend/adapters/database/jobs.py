@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Row, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Insert, Row, Update, bindparam, delete, insert, literal_column, select, update
 
 from backend.adapters.database import statements
 from backend.adapters.database.tables import job_table, job_tally_table
@@ -102,9 +102,9 @@ class SqlJobStore:
 
     def shorten_waits(self, latest_lease: datetime, latest_start: datetime) -> None:
         """Let no lease and no wait of a queued job reach further than that: the clock has gone back since."""
-        running = update(job_table).where(job_table.c.status == JobStatus.RUNNING)
+        running = update(job_table).where(_IS_RUNNING)
         self._connection.execute(running.where(job_table.c.lease_until > latest_lease).values(lease_until=latest_lease))
-        queued = update(job_table).where(job_table.c.status == JobStatus.QUEUED)
+        queued = update(job_table).where(_IS_QUEUED)
         self._connection.execute(queued.where(job_table.c.run_after > latest_start).values(run_after=latest_start))
 
     def release(self, job_id: int, worker: str, now: datetime, reason: str | None) -> None:
@@ -120,11 +120,7 @@ class SqlJobStore:
 
     def requeue_expired(self, now: datetime) -> list[Job]:
         """Put running jobs whose lease has passed back into the queue and return those that are queued again."""
-        expired = self._connection.execute(
-            select(job_table)
-            .where(job_table.c.status == JobStatus.RUNNING, job_table.c.lease_until <= now)
-            .order_by(job_table.c.id)
-        ).all()
+        expired = self._connection.execute(select(job_table).where(_IS_RUNNING, job_table.c.lease_until <= now)).all()
         put_back = [
             self._put_back(_job(row), now, f"worker {row.worker} stopped renewing its lease") for row in expired
         ]
@@ -155,11 +151,19 @@ class SqlJobStore:
         return _job(row)
 
     def all(self, project_id: int, limit: int = 100) -> list[Job]:
-        """Return a project's jobs, newest first."""
+        """Return a project's newest jobs, newest first, and then those that have not ended for longer than that."""
         statement = (
             select(job_table).where(job_table.c.project_id == project_id).order_by(job_table.c.id.desc()).limit(limit)
         )
-        return [_job(row) for row in self._connection.execute(statement)]
+        newest = [_job(row) for row in self._connection.execute(statement)]
+        known = {job.id for job in newest}
+        older = [job for job in self.unfinished() if job.project_id == project_id and job.id not in known]
+        return newest + older[::-1]
+
+    def running(self, project_id: int, kind: JobKind) -> Job | None:
+        """Return the running job of this kind, if any."""
+        row = self._connection.execute(_RUNNING_OF, {"project_id": project_id, "kind": kind}).one_or_none()
+        return None if row is None else _job(row)
 
     def newest(self, project_id: int, kind: JobKind) -> Job | None:
         """Return a project's newest job of a kind, if any."""
@@ -168,8 +172,12 @@ class SqlJobStore:
 
     def unfinished(self) -> list[Job]:
         """Return the queued and running jobs of all projects, by id."""
-        statement = select(job_table).where(job_table.c.status.not_in(FINAL_STATUSES)).order_by(job_table.c.id)
-        return [_job(row) for row in self._connection.execute(statement)]
+        unfinished = [
+            _job(row)
+            for is_unfinished in (_IS_QUEUED, _IS_RUNNING)
+            for row in self._connection.execute(select(job_table).where(is_unfinished))
+        ]
+        return sorted(unfinished, key=lambda job: job.id)
 
     def tallies(self) -> list[JobTally]:
         """Return how many jobs ended how, and after how long, since the database was made."""
@@ -255,12 +263,16 @@ def _tallying(dialect: str) -> Insert:
     )
 
 
-# What every event executes: to put a statement together takes longer than to execute it.
-_QUEUED = select(job_table).where(
-    job_table.c.project_id == bindparam("project_id"),
-    job_table.c.kind == bindparam("kind"),
-    job_table.c.status == JobStatus.QUEUED,
+# Spelt out, for SQLite to see that a partial index holds them all: ended jobs are many more.
+_IS_QUEUED = job_table.c.status == literal_column(f"'{JobStatus.QUEUED}'")
+_IS_RUNNING = job_table.c.status == literal_column(f"'{JobStatus.RUNNING}'")
+_OF_A_KIND = select(job_table).where(
+    job_table.c.project_id == bindparam("project_id"), job_table.c.kind == bindparam("kind")
 )
+# What every event executes: to put a statement together takes longer than to execute it.
+_QUEUED = _OF_A_KIND.where(_IS_QUEUED)
+_RUNNING_OF = _OF_A_KIND.where(_IS_RUNNING)
+_NEWEST = _OF_A_KIND.order_by(job_table.c.id.desc()).limit(1)
 
 
 _MOVE = (
@@ -296,23 +308,17 @@ _RUNNING = job_table.alias("running")
 _DUE = (
     select(job_table)
     .where(
-        job_table.c.status == JobStatus.QUEUED,
+        _IS_QUEUED,
         job_table.c.kind.in_(bindparam("kinds", expanding=True)),
         job_table.c.run_after <= bindparam("now"),
         ~select(_RUNNING.c.id)
         .where(
             _RUNNING.c.project_id == job_table.c.project_id,
             _RUNNING.c.kind == job_table.c.kind,
-            _RUNNING.c.status == JobStatus.RUNNING,
+            _RUNNING.c.status == literal_column(f"'{JobStatus.RUNNING}'"),
         )
         .exists(),
     )
     .order_by(job_table.c.run_after, job_table.c.id)
-    .limit(1)
-)
-_NEWEST = (
-    select(job_table)
-    .where(job_table.c.project_id == bindparam("project_id"), job_table.c.kind == bindparam("kind"))
-    .order_by(job_table.c.id.desc())
     .limit(1)
 )

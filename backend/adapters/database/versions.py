@@ -65,12 +65,12 @@ class SqlVersionStore:
 
     def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
-        statement = (
-            select(version_table)
-            .where(version_table.c.project_id == project_id)
-            .order_by(version_table.c.number.desc())
-        )
-        return [_version(row) for row in self._connection.execute(statement)]
+        return [_version(row) for row in self._connection.execute(_OF_PROJECT, {"project_id": project_id})]
+
+    def candidates(self, project_id: int) -> list[ModelVersion]:
+        """Return a project's versions of which nobody has decided yet what they are worth, newest first."""
+        candidates = _OF_PROJECT.where(version_table.c.status == VersionStatus.CANDIDATE)
+        return [_version(row) for row in self._connection.execute(candidates, {"project_id": project_id})]
 
     def activate(self, project_id: int, name: str, reason: str) -> ModelVersion:
         """Make a version the active one, retire the one that was, and return it with its new status.
@@ -147,6 +147,12 @@ def _version(row: Row[Any]) -> ModelVersion:
         reason=row.reason,
     )
 
+
+_OF_PROJECT = (
+    select(version_table)
+    .where(version_table.c.project_id == bindparam("project_id"))
+    .order_by(version_table.c.number.desc())
+)
 
 VERSION = Reader(version_table.c, _version, n_kept=256)
 IS_ACTIVE = version_table.c.status == literal_column(f"'{VersionStatus.ACTIVE}'")

@@ -7,9 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from backend.adapters.database.tables import metadata, project_table
 from backend.background_process import free_port
 from backend.domain import Annotation, JobKind, LabelConfig, LabelSchema, Project, ProjectIdentity, Task
 from backend.errors import ConfigurationError, StoreUnavailable
-from backend.ports import Database
+from backend.ports import Database, Stores
+from tests.postgresql import LocalPostgresql, NoPostgresql
 
 NOON = datetime(2026, 5, 17, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -34,6 +37,25 @@ SECOND = timedelta(seconds=1)
 
 def python(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def own_postgresql() -> Iterator[LocalPostgresql]:
+    """Lend a server that a test may do anything to."""
+    try:
+        server = LocalPostgresql().__enter__()
+    except NoPostgresql as error:
+        pytest.skip(str(error))
+    with ExitStack() as stack:
+        stack.push(server.__exit__)
+        yield server
+
+
+def _read_slowly(opened: Callable[[], AbstractContextManager[Stores]]) -> None:
+    with opened() as stores:
+        stores.projects.all()
+        time.sleep(1)
+        stores.projects.all()
 
 
 @pytest.fixture
@@ -237,6 +259,35 @@ class TestFailures:
         with pytest.raises(sqlalchemy.exc.DBAPIError, match="no such table"), database.snapshot() as stores:
             stores.versions.active(1)
         database.close()
+
+    def test_a_standby_until_it_is_promoted(self) -> None:
+        identity = ProjectIdentity(label_studio_id=5, created_stamp=1)
+        with own_postgresql() as server:
+            database = SqlDatabase(server.new_database())
+            database.migrate()
+            with database.transaction() as stores:
+                project = stores.projects.resolve(identity)
+            server.become_standby()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable), database.transaction() as stores:
+                    stores.projects.save(project)
+            with database.snapshot() as stores:
+                assert stores.projects.find(identity) == project
+            server.promote()
+            with database.transaction() as stores:
+                stores.projects.save(replace(project, title="Pets"))
+            database.close()
+
+    def test_a_process_that_was_suspended_in_a_transaction(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        short = connections.POSTGRESQL_SETTINGS + " -c idle_in_transaction_session_timeout=500"
+        monkeypatch.setattr(connections, "POSTGRESQL_SETTINGS", short)
+        with own_postgresql() as server:
+            database = SqlDatabase(server.new_database())
+            database.migrate()
+            for opened in (database.transaction, database.snapshot):
+                with pytest.raises(StoreUnavailable):
+                    _read_slowly(opened)
+            database.close()
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable, match="unable to open database file"):

@@ -257,6 +257,23 @@ class TestCancel:
 
 
 class TestHistory:
+    def test_what_has_not_ended_is_listed_after_the_newest_however_old_it_is(self, database: Database) -> None:
+        enqueue(database, JobKind.FINETUNE)
+        long = claimed(database)
+        waiting = enqueue(database, JobKind.PUSH, NOON + 3600 * SECOND)
+        ended = []
+        for _ in range(3):
+            enqueue(database)
+            ended.append(claimed(database).id)
+            with database.transaction() as stores:
+                stores.jobs.finish(ended[-1], "w1", JobStatus.SUCCEEDED, None, NOON)
+        with database.snapshot() as stores:
+            assert [job.id for job in stores.jobs.all(5, limit=2)] == [*ended[:0:-1], waiting.id, long.id]
+            assert [job.id for job in stores.jobs.all(5)] == [*ended[::-1], waiting.id, long.id]
+            assert [job.id for job in stores.jobs.unfinished()] == [long.id, waiting.id]
+            assert stores.jobs.running(5, JobKind.FINETUNE) == get(database, long.id)
+            assert stores.jobs.running(5, JobKind.PUSH) is None
+
     def test_old_final_jobs_are_pruned_and_their_ids_never_reused(self, database: Database) -> None:
         ids = []
         for minute in range(3):

@@ -394,7 +394,9 @@ class TestVersions:
             stores.versions.add(a_version(1))
             stores.versions.add(a_version(2))
             stores.versions.activate(5, a_version(1).name, "first version")
+            assert stores.versions.candidates(5) == [a_version(2)]
             stores.versions.reject(5, a_version(2).name, "worse")
+            assert stores.versions.candidates(5) == []
             rejected = stores.versions.get(5, a_version(2).name)
             assert (rejected.status, rejected.reason) == (VersionStatus.REJECTED, "worse")
             with pytest.raises(Conflict, match="is active"):

@@ -10,6 +10,7 @@ import pytest
 
 from backend.domain import JobKind, TasksDeleted, TasksSeen
 from backend.errors import EmbedderUnavailable, ImageForbidden, ImageNotFound, ImageUnavailable
+from backend.ports import EmbedderBackbone
 from tests.factories import BASE_DIGEST, image_url, make_task
 from tests.world import PROJECT, World, pets
 
@@ -145,6 +146,26 @@ class TestInTheBackground:
             stores.projects.save(replace(stores.projects.get(PROJECT), backbone_digest=TUNED_DIGEST))
         world.embed()
         assert world.project.backbone_digest == BASE_DIGEST
+
+    def test_it_does_not_take_a_project_back_from_a_backbone_that_it_moved_to_meanwhile(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.see_tasks(pets(3))
+        world.embed()
+        publish_backbone(world, TUNED_DIGEST)
+        base = world.embedder.base
+
+        def slowly() -> EmbedderBackbone:
+            with world.database.transaction() as stores:
+                stores.projects.save(replace(stores.projects.get(PROJECT), backbone_digest=TUNED_DIGEST))
+            return base()
+
+        monkeypatch.setattr(world.embedder, "base", slowly)
+        world.embed()
+        monkeypatch.undo()
+        assert world.project.backbone_digest == TUNED_DIGEST
+        world.embed()
+        assert {task.backbone_digest for task in world.tasks.values()} == {TUNED_DIGEST}
 
     def test_tasks_deleted_meanwhile_stay_deleted(self, world: World) -> None:
         world.see_tasks(pets(3))

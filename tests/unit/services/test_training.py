@@ -15,12 +15,16 @@ from backend.adapters.database import SqlDatabase
 from backend.domain import INTERRUPTED, JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
+from backend.services.training import TrainingSet
 from model.checkpoint import load_out_of_fold, load_version_report
-from model.folds import NetworkSplit
-from model.learned import OutOfFold
+from model.folds import N_FOLDS, NetworkSplit
+from model.learned import Learned, OutOfFold
 from model.reports import VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
+
+NETWORK = "f" * 64
+"""A backbone that was fine-tuned."""
 
 
 def corrupt(world: World, version: ModelVersion) -> None:
@@ -35,8 +39,27 @@ def learn_badly(world: World) -> ModelVersion:
     out_of_fold = replace(learned.out_of_fold, probabilities=1 - learned.out_of_fold.probabilities)
     learned = replace(learned, out_of_fold=out_of_fold)
     candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.HEAD)
-    world.training.conclude(training_set, candidate, world.training.judge(training_set, candidate, learned))
+    judgement = world.training.judge(training_set, candidate, learned)
+    world.training.conclude(training_set, candidate, learned, judgement)
     return world.versions[0]
+
+
+def finish_finetuning(world: World, training_set: TrainingSet) -> ModelVersion:
+    """Do what comes after a network was fine-tuned, which took long, with made-up features of it."""
+    digests = tuple(image.image_digest for image in training_set.labelled)
+    world.embedder.finetuned.add(NETWORK)
+    with world.artifacts.scratch() as folder:
+        NetworkSplit.of(digests, np.arange(len(digests)) % N_FOLDS).write(folder)
+        world.artifacts.publish(backbone_key(NETWORK), folder)
+    cached = [world.images.cached(digest) for digest in digests]
+    embedded = world.embedder.embed([image.path for image in cached if image], backbone_digest=NETWORK)
+    world.features.append(NETWORK, digests, embedded.features, block_sizes=embedded.block_sizes)
+    training_set = world.training.with_features(training_set, NETWORK)
+    learned = world.training.learn_head(training_set, NETWORK)
+    candidate = world.training.save(training_set, learned, NETWORK, VersionKind.FINETUNE)
+    judgement = world.training.judge(training_set, candidate, learned)
+    world.training.conclude(training_set, candidate, learned, judgement)
+    return next(version for version in world.versions if version.name == candidate.name)
 
 
 def suggested(world: World, *names: str) -> list[tuple[str, ...]]:
@@ -382,6 +405,97 @@ class TestRollback:
         with pytest.raises(NotFound):
             world.training.rollback(PROJECT, first.name)
         assert world.active == second
+
+    def test_it_lasts_where_it_leads_to_another_backbone(self, world: World) -> None:
+        first = world.learn(pets(8))
+        world.see_tasks(pets(12, start=9))
+        world.label(pets(12, start=9))
+        world.embed()
+        tuned = finish_finetuning(world, world.training.training_set(PROJECT))
+        with world.database.transaction() as stores:
+            world.training.activate(stores, tuned, "better")
+        world.embed()
+        world.training.rollback(PROJECT, first.name)
+        world.embed()
+        assert world.fit() == f"nothing new to learn since {tuned.name}"
+        assert world.active.name == first.name
+        assert world.learn(pets(4, start=21)).number == 3
+
+    def test_it_lasts_where_a_training_was_under_way(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = world.learn(pets(8))
+        world.learn(pets(8, start=9))
+        world.see_tasks(pets(4, start=17))
+        world.label(pets(4, start=17))
+        world.embed()
+        learn_head = world.training.learn_head
+
+        def slowly(training_set: TrainingSet, digest: str) -> Learned:
+            learned = learn_head(training_set, digest)
+            world.training.rollback(PROJECT, first.name)
+            return learned
+
+        monkeypatch.setattr(world.training, "learn_head", slowly)
+        assert f"somebody went back to {first.name} while it was trained" in world.fit()
+        assert world.active.name == first.name
+        monkeypatch.undo()
+        assert world.fit().startswith("nothing new to learn")
+
+    def test_nobody_waits_while_a_storage_is_asked_for_the_version(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = world.learn(pets(8))
+        world.learn(pets(8, start=9))
+        keys = world.artifacts.keys
+
+        def asked(prefix: str) -> list[str]:
+            world.see_tasks(pets(1, start=30))  # another transaction
+            return keys(prefix)
+
+        monkeypatch.setattr(world.artifacts, "keys", asked)
+        world.training.rollback(PROJECT, first.name)
+        assert world.active.name == first.name
+        assert 30 in world.tasks
+
+
+class TestNewVersionsMeanwhile:
+    """A fine-tuning takes hours, in which heads come and go: it is measured against what is there in the end."""
+
+    def test_it_is_compared_with_the_version_that_is_active_by_then(self, world: World) -> None:
+        world.learn(pets(30))
+        training_set = world.training.training_set(PROJECT)
+        second = world.learn(pets(60, start=31))
+        assert second.name in finish_finetuning(world, training_set).reason
+
+    def test_it_does_not_replace_a_version_that_knows_more_classes(self, world: World) -> None:
+        world.learn(pets(20))
+        training_set = world.training.training_set(PROJECT)
+        world.configure(make_config("cat", "dog", "bird"))
+        second = world.learn({100 + number: ("cat", "dog", "bird")[number % 3] for number in range(90)})
+        assert finish_finetuning(world, training_set).reason == f"{second.name} knows bird, which it does not"
+        assert world.active == second
+
+    def test_it_is_judged_again_where_a_version_comes_after_it_was_judged(self, world: World) -> None:
+        world.learn(pets(30))
+        training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
+        learned = world.training.learn_head(training_set, BASE_DIGEST)
+        candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.FINETUNE)
+        judgement = world.training.judge(training_set, candidate, learned)
+        newer = world.learn(pets(60, start=31))
+        assert newer.name in world.training.conclude(training_set, candidate, learned, judgement)
+
+
+def test_labels_whose_images_cannot_be_read_do_not_bring_another_finetuning(world: World) -> None:
+    for task in world.see_tasks(pets(100)):
+        if task.id > 60:
+            world.images.contents[task.image_url or ""] = b"broken %d" % task.id
+    world.label(pets(100))
+    world.embed()
+    training_set = world.training.training_set(PROJECT)
+    assert training_set.counts.n_embedded_labels == 60
+    finish_finetuning(world, world.training.with_features(training_set, BASE_DIGEST))
+    world.finish_jobs()
+    world.learn({200: "cat"})
+    assert world.queued(JobKind.FINETUNE) is None
 
 
 def test_the_same_labels_give_the_same_version_again(world: World) -> None:
