@@ -141,7 +141,8 @@ class ImageLoader:
         if self._copying is None:
             return batch
         try:
-            with torch.cuda.stream(self._copying):
+            # This thread's own device is the first one: to leave a stream of another would take memory there.
+            with torch.cuda.device(self._device), torch.cuda.stream(self._copying):
                 pixels = batch.pixels.to(self._device, non_blocking=True)
                 copied = Batch(pixels=pixels, targets=batch.targets.to(self._device))
         except torch.OutOfMemoryError:

@@ -65,7 +65,7 @@ def fit_multi_label(
     mixed = np.flatnonzero((counts > 0) & (counts < moments.total))
     if len(mixed):
         kept = moments.of_classes(mixed)
-        rows = slice(None, MAX_LOGISTIC_ROWS)
+        rows = np.linspace(0, len(targets) - 1, min(len(targets), MAX_LOGISTIC_ROWS)).astype(np.intp)
         discriminant = fit_one_vs_rest_lda(kept, prior_of(kept, multiple=True))
         logistic = fit_one_vs_rest(coordinates[rows], targets[rows][:, mixed], INVERSE_PENALTY_MULTIPLE)
         fitted = _combinations(coordinates, kept, pool, discriminant, logistic, multiple=True)

@@ -143,16 +143,20 @@ def learn(
     method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged), targets, folds)
     linear_map = fitted[method]
     scale = linear_map.spread(problem.coordinates) or 1.0
-    expected = None if len(judged) else TYPICAL_TEMPERATURE / scale
+    expected = None if chosen.any() else TYPICAL_TEMPERATURE / scale
     labels_per_image = len(examples.targets) / max(1, len(judged))
     fitted_temperature = fit_temperature(chosen, targets, expected, labels_per_image=labels_per_image)
-    temperature = scale * final_temperature(fitted_temperature, len(judged))
+    final_share = final_temperature(1.0, len(judged))
+    temperature = scale * final_share * fitted_temperature
     probabilities = _cross_fitted(chosen, targets, folds, labels_per_image)
+    # Prediction sets are made of probabilities as sure as those that are served, and so have to be their thresholds.
+    served = _cross_fitted(chosen, targets, folds, labels_per_image, final_share)
     share = 0.0
     if opinion is not None:
         opinions = opinion.log_probabilities(examples.features[judged])
         share = fit_share(probabilities, opinions, targets)
         probabilities = _cross_pooled(probabilities, opinions, targets, folds)
+        served = _cross_pooled(served, opinions, targets, folds)
     thresholds = fit_thresholds(probabilities, targets.astype(np.bool_)) if multiple else None
     predictor = Predictor(
         class_names=class_names,
@@ -160,7 +164,7 @@ def learn(
         head=preprocessing.head(linear_map.weight, linear_map.bias),
         temperature=temperature,
         thresholds=thresholds,
-        conformal=fit_conformal(probabilities, targets),
+        conformal=fit_conformal(served, targets),
         opinion=opinion,
         opinion_share=share,
     )
@@ -171,7 +175,7 @@ def learn(
         seed=seed,
         uncalibrated=evaluate(calibrated(chosen, 1 / scale, multiple=multiple), targets, multiple=multiple),
         calibrated=evaluate(probabilities, targets, multiple=multiple, thresholds=thresholds),
-        conformal=cross_fitted_report(probabilities, targets, folds),
+        conformal=cross_fitted_report(served, targets, folds),
         out_of_fold=OutOfFold(digests=tuple(examples.digests[index] for index in judged), probabilities=probabilities),
         seconds=time.perf_counter() - started_s,
     )
@@ -304,13 +308,15 @@ def _best(losses: dict[str, NDArray[np.float64]]) -> str:
     return lowest if excess.mean() > STANDARD_ERRORS_TO_CHANGE * excess.std() / np.sqrt(len(excess)) else first
 
 
-def _cross_fitted(logits: FloatArray, targets: Targets, folds: NDArray[np.intp], labels_per_image: float) -> FloatArray:
-    """Return probabilities, each with a temperature fitted on the other folds."""
+def _cross_fitted(
+    logits: FloatArray, targets: Targets, folds: NDArray[np.intp], labels_per_image: float, share: float = 1.0
+) -> FloatArray:
+    """Return probabilities, each with a share of the temperature fitted on the other folds."""
     probabilities = np.empty_like(logits)
     for fold in np.unique(folds):
         here = folds == fold
         temperature = fit_temperature(logits[~here], targets[~here], labels_per_image=labels_per_image)
-        probabilities[here] = calibrated(logits[here], temperature, multiple=targets.ndim == 2)
+        probabilities[here] = calibrated(logits[here], share * temperature, multiple=targets.ndim == 2)
     return probabilities
 
 

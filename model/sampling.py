@@ -22,4 +22,7 @@ def drawn_by_content(rows: AnyFloats, n_rows: int, seed: int = 0) -> NDArray[np.
     words = np.ascontiguousarray(rows[:, columns], np.float32).view(np.uint32).astype(np.uint64)
     factors = np.random.default_rng(seed).integers(2**63, size=len(columns), dtype=np.uint64) * np.uint64(2)
     hashes = (words * (factors + np.uint64(1))).sum(axis=1)
-    return np.argsort(hashes, kind="stable")[:n_rows]
+    order = np.argsort(hashes, kind="stable")
+    # Copies of a row come last: else a blank image that a thousand tasks have would be all that is drawn.
+    repeats = np.diff(hashes[order], prepend=hashes[order[:1]] + np.uint64(1)) == 0
+    return order[np.argsort(repeats, kind="stable")][:n_rows]

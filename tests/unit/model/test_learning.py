@@ -2,6 +2,7 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import islice
 from json import dumps
 from pathlib import Path
 
@@ -69,6 +70,60 @@ def test_clear_classes_are_learned_and_the_report_tells_the_truth(with_pool: boo
     assert learned.calibrated.accuracy == pytest.approx(fresh.accuracy, abs=0.1)
     assert fresh.ece < 0.1
     assert fresh.log_loss < 0.6
+
+
+@pytest.mark.parametrize("n_labels", [2, 4])
+def test_heads_that_could_not_be_tested_are_not_sure_of_anything(n_labels: int) -> None:
+    """By chance all labelled images share a fold: without it there is nothing to learn from."""
+    examples = make_examples(np.arange(n_labels) % 2)
+    numbered = (str(number) for number in range(1000))
+    digests = tuple(islice((digest for digest in numbered if fold_of(digest) == 2), n_labels))
+    learned = learn_from(replace(examples, digests=digests), 2)
+    sure = learned.predictor.predict_proba(make_features(np.arange(400) % 2, 3)).max(axis=1)
+    assert sure.mean() < 0.95
+
+
+def test_a_class_of_which_all_images_come_last_is_learned() -> None:
+    """With several classes per image, and more images than logistic regression looks at."""
+    random = np.random.default_rng(0)
+    means = 0.35 * random.normal(size=(20, 128))
+
+    def draw(n_images: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = random.random((n_images, 20)) < 0.08
+        return (targets @ means + random.normal(size=(n_images, 128))).astype(np.float16), targets
+
+    features, targets = draw(1300)
+    fresh, truth = draw(1000)
+    order = np.argsort(targets[:, 0], kind="stable")
+    examples = Examples(
+        features=features[order],
+        targets=targets[order],
+        digests=tuple(map(str, order)),
+        judged=np.ones(len(order), bool),
+    )
+    predictor = learn(examples, names(20), multiple=True, block_sizes=(128,)).predictor
+    assert predictor.thresholds is not None
+    found = predictor.predict_proba(fresh)[:, 0] >= predictor.thresholds[0]
+    assert found[truth[:, 0]].mean() > 0.5
+
+
+def test_prediction_sets_cover_with_one_label_per_class_as_often_as_reported() -> None:
+    covered, reported = [], []
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        targets = random.integers(50, size=1050)
+        features = 0.5 * random.normal(size=(50, 128))[targets] + random.normal(size=(1050, 128))
+        examples = Examples(
+            features=features[:50].astype(np.float16),
+            targets=targets[:50],
+            digests=tuple(f"{seed} {index}" for index in range(50)),
+            judged=np.ones(50, bool),
+        )
+        learned = learn(examples, names(50), multiple=False, block_sizes=(128,))
+        sets = learned.predictor.prediction_sets(features[50:].astype(np.float16))
+        covered.append(sets[np.arange(1000), targets[50:]].mean())
+        reported.append(learned.conformal.coverage)
+    assert np.mean(covered) > np.mean(reported) - 0.03
 
 
 def test_several_classes_per_image_are_learned() -> None:

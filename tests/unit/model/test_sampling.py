@@ -36,3 +36,11 @@ def test_the_draw_has_nothing_to_do_with_what_features_mean() -> None:
 @pytest.mark.parametrize("n_rows", [0, 3])
 def test_few_rows_are_all_drawn(n_rows: int) -> None:
     assert sorted(drawn_by_content(rows_of(n_rows), 10)) == list(range(n_rows))
+
+
+def test_copies_of_a_row_are_drawn_after_all_others() -> None:
+    rows = np.random.default_rng(2).normal(size=(60, 40)).astype(np.float32)
+    repeated = np.concatenate([rows, np.repeat(rows[:2], 500, axis=0)])
+    drawn = repeated[drawn_by_content(repeated, 100)]
+    np.testing.assert_array_equal(drawn[:60], rows[drawn_by_content(rows, 60)])
+    assert len(np.unique(drawn, axis=0)) == 60
