@@ -88,12 +88,16 @@ def write_archive(path: Path) -> Iterator[ArchiveWriter]:
 
     Raises:
         Conflict: there is a file of that name.
+        InvalidRequest: nothing can be written there.
     """
     if path.exists():
         raise Conflict(f"{path} exists already: choose another name, or remove it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from None
         with os.fdopen(descriptor, "w+b") as raw:
             with zipfile.ZipFile(raw, "w") as file:
                 writer = ArchiveWriter(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from backend.domain import Job, JobKind, JobStatus, TrainingPolicy
+from backend.domain import Job, JobKind, JobStatus, Project, TrainingPolicy
 from backend.ports import Clock, Stores
 
 PUSH_REST_FACTOR = 1.0
@@ -43,6 +43,12 @@ class Scheduler:
             pause_is_over = not last.finished_at <= self._clock.now() < last.finished_at + FINETUNE_PAUSE
             return self.soon(stores, project_id, JobKind.FINETUNE) if pause_is_over else None
         return self.soon(stores, project_id, JobKind.FINETUNE)
+
+    def replace_invalid(self, stores: Stores, known: Project, told: Project) -> None:
+        """Have suggestions pushed anew that a changed label config may not take any more."""
+        if known.schema and told.schema and not told.schema.takes(known.schema):
+            stores.tasks.forget_pushed(told.id)
+            self.push(stores, told.id)
 
     def push(self, stores: Stores, project_id: int) -> Job:
         """Queue a push that rests first, in proportion to the last one, so that Label Studio is never swamped.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -155,7 +155,8 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        if not is_base or not _has_port_or_none(parts):
             raise ValueError(f"{value!r} is not a base URL: write it like http://label-studio.example:8080")
         if parts.username or parts.password:
             raise ValueError("a URL with a user or password in it would end up in logs: leave them out")
@@ -194,6 +195,13 @@ class Settings(BaseSettings):
     def artifact_cache_folder(self) -> Path:
         """Where copies of artifacts from a storage are."""
         return self.model_dir / "artifact-cache"
+
+
+def _has_port_or_none(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def load_settings(**overrides: object) -> Settings:

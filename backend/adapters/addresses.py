@@ -128,7 +128,7 @@ class AddressGuard:
     """
 
     def __init__(self, trusted_hosts: Iterable[str], resolve: Resolve = resolve_host) -> None:
-        self._trusted_hosts = frozenset(trusted_hosts)
+        self._trusted_hosts = frozenset(map(_without_root, trusted_hosts))
         self._resolve = resolve
 
     def connect(self, host: str, port: int, timeout_s: float) -> socket.socket:
@@ -162,8 +162,14 @@ class AddressGuard:
         raise failure
 
     def _trusts(self, host: str, port: int) -> bool:
-        name = f"[{host}]" if ":" in host else host.lower().rstrip(".")
+        name = f"[{host}]" if ":" in host else _without_root(host.lower())
         return name in self._trusted_hosts or f"{name}:{port}" in self._trusted_hosts
+
+
+def _without_root(host: str) -> str:
+    """Return ``host`` or ``host:port`` without the dot that may end a complete name."""
+    name, colon, port = host.partition(":")
+    return name.rstrip(".") + colon + port
 
 
 class _GuardedConnection(HTTPConnection):

@@ -160,7 +160,10 @@ class ImageFetcher:
                     self._check_status(response.status, parts, with_key=with_key)
                     yield self._read(response, deadline)
                     return
-            url = urljoin(parts.url, location)
+            try:
+                url = urljoin(parts.url, location)
+            except ValueError:
+                raise ImageForbidden("it is redirected to something that is no URL") from None
             if is_data_uri(url) and with_key:  # what Label Studio makes of some cloud storages
                 yield [decode_data_uri(url, self._max_image_bytes)]
                 return
@@ -200,6 +203,8 @@ class ImageFetcher:
             yield from response.stream(CHUNK_BYTES, decode_content=False)
         except HTTPError as error:
             raise _unavailable(error, deadline, "the server") from None
+        except ValueError:  # what urllib3 makes of a chunk of less than no bytes
+            raise ImageUnavailable("what the server sent is no HTTP") from None
         if not deadline.remaining_s:
             # An answer of unknown length that the deadline cut off looks as if it were complete.
             raise ImageUnavailable("it was not complete in time")

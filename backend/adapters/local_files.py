@@ -8,7 +8,17 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
+
 from backend.errors import ImageForbidden
+
+log = structlog.get_logger()
+
+REFUSALS = {
+    errno.ELOOP: "a path through a symbolic link is not opened",
+    errno.EACCES: "the user that Tandem runs as may not read this file",
+    errno.ENXIO: "this is not a file",
+}
 
 
 def open_below(root: Path, path: str) -> BinaryIO | None:
@@ -23,7 +33,11 @@ def open_below(root: Path, path: str) -> BinaryIO | None:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
         raise ImageForbidden("a path that leads out of the local files is not opened")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        log.warning("the folder of local files cannot be opened", folder=str(root), reason=error.strerror)
+        return None
     try:
         for part in parts:
             # Without O_NONBLOCK a named pipe would be waited for.
@@ -36,10 +50,10 @@ def open_below(root: Path, path: str) -> BinaryIO | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ImageForbidden("a path through a symbolic link is not opened") from None
-        if error.errno == errno.EACCES:
-            raise ImageForbidden("the user that Tandem runs as may not read this file") from None
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        if error.errno in REFUSALS:
+            raise ImageForbidden(REFUSALS[error.errno]) from None
         raise
     finally:
         os.close(descriptor)

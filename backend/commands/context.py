@@ -12,7 +12,9 @@ from backend.settings import Settings, load_settings
 if TYPE_CHECKING:
     from backend.bootstrap import Container
 
-ProjectArgument = Annotated[int, typer.Argument(help="The project, by Tandem's id (tandem status lists them).")]
+ProjectArgument = Annotated[
+    int, typer.Argument(min=1, max=2**63 - 1, help="The project, by Tandem's id (tandem status lists them).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

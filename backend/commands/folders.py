@@ -28,7 +28,7 @@ def fit(
     test: Annotated[
         Path | None, typer.Option(help="A folder like FOLDER to measure on; a fifth of it otherwise.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides what is random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides what is random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Learn from a folder of images without any Label Studio, and say what the result is worth."""
@@ -36,6 +36,9 @@ def fit(
     from backend.processes import one_linear_algebra_thread
     from backend.services.folders import TEST_FOLD, FolderSettings, fit_folder, image_files, read_folder
 
+    unlabelled = image_files(pool) if pool else []
+    if pool and not unlabelled:
+        raise InvalidRequest(f"{pool} is no folder with images")
     labelled = read_folder(folder)
     test_part = read_folder(test, labelled.schema) if test else labelled.part(labelled.folds == TEST_FOLD)
     train_part = labelled if test else labelled.part(labelled.folds != TEST_FOLD)
@@ -50,7 +53,7 @@ def fit(
     )
     one_linear_algebra_thread()
     with progress_bar() as on_progress:
-        result = fit_folder(train_part, image_files(pool) if pool else [], test_part, folder_settings, on_progress)
+        result = fit_folder(train_part, unlabelled, test_part, folder_settings, on_progress)
     encoded = {
         "metrics": asdict(result.metrics),
         "uncalibrated": {"ece": result.uncalibrated_ece, "log_loss": result.uncalibrated_log_loss},

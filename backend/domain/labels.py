@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 
@@ -24,6 +24,11 @@ class LabelSchema:
     multiple: bool = False
     nested: bool = False
     synonyms: tuple[tuple[str, ...], ...] = ()
+
+    def takes(self, other: LabelSchema) -> bool:
+        """Tell whether all that could be suggested under another schema is valid under this one."""
+        same = replace(other, class_names=self.class_names, synonyms=self.synonyms) == self
+        return same and set(other.class_names) <= set(self.class_names)
 
 
 PATH_SEPARATOR = " > "
@@ -62,10 +67,10 @@ class LabelledImage:
 def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tuple[str, ...] | None:
     """Return the label that several annotations of one task give together, or ``None`` where there is none.
 
-    Ground truth wins over everything, the newest one over older ones. Without it the majority decides: for
-    one class per image the class with most votes, for several each class held by more than half of the
-    annotators. A tie goes to the newest annotation among the tied, no majority for any class to the newest of
-    all. Classes that are no longer in the label config do not count.
+    Ground truth wins over everything, the newest one over older ones. Without it the majority decides, of what each
+    annotator said last: for one class per image the class with most votes, for several each class held by more than
+    half of the annotators. A tie goes to the newest annotation among the tied, no majority for any class to the
+    newest of all. Classes that are no longer in the label config do not count.
     """
     known = set(schema.class_names)
     votes = [
@@ -76,16 +81,27 @@ def agreed_label(annotations: Sequence[Annotation], schema: LabelSchema) -> tupl
     if not votes:
         return None
     ground_truth = [names for annotation, names in votes if annotation.ground_truth]
-    newest = (ground_truth or [names for _, names in votes])[-1]
-    if ground_truth or len(votes) == 1:
+    answers = _last_answers(votes)
+    newest = (ground_truth or answers)[-1]
+    if ground_truth or len(answers) == 1:
         return newest if schema.multiple else newest[:1]
     if schema.multiple:
-        counts = Counter(name for _, names in votes for name in set(names))
-        majority = tuple(name for name in schema.class_names if counts[name] * 2 > len(votes))
+        counts = Counter(name for names in answers for name in set(names))
+        majority = tuple(name for name in schema.class_names if counts[name] * 2 > len(answers))
         return majority or newest
-    counts = Counter(names[0] for _, names in votes)
+    counts = Counter(names[0] for names in answers)
     most = max(counts.values())
-    return next(names[:1] for _, names in reversed(votes) if counts[names[0]] == most)
+    return next(names[:1] for names in reversed(answers) if counts[names[0]] == most)
+
+
+def _last_answers(votes: Sequence[tuple[Annotation, tuple[str, ...]]]) -> list[tuple[str, ...]]:
+    """Return what each annotator said last, the newest answer last; one of nobody known stands for itself."""
+    answers: dict[tuple[int | None, int | None], tuple[str, ...]] = {}
+    for annotation, names in votes:
+        who = (annotation.annotator_id, None if annotation.annotator_id else annotation.id)
+        answers.pop(who, None)
+        answers[who] = names
+    return list(answers.values())
 
 
 def agreed_labels(annotations: Sequence[Annotation], schema: LabelSchema) -> dict[int, tuple[str, ...]]:

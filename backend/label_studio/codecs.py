@@ -142,14 +142,14 @@ def _read_classes(control: Element, *, multiple: bool, nested: bool) -> dict[str
 
 
 def _choices_below(parent: Element) -> list[Element]:
-    """Return the choices of the next level: others tags, such as View and Header, may lie between."""
+    """Return the choices of the next level: other tags, such as View and Header, may lie between, but no control."""
     choices: list[Element] = []
     pending = list(reversed(parent))
     while pending:
         element = pending.pop()
         if element.tag == "Choice":
             choices.append(element)
-        else:
+        elif not element.get("toName"):
             pending.extend(reversed(element))
     return choices
 

@@ -313,6 +313,13 @@ def _read_subfolders(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
 
 
 def _read_table(table: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    try:
+        return _read_rows(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidRequest(f"{table} cannot be read ({error}): save it as comma-separated text in UTF-8") from None
+
+
+def _read_rows(table: Path) -> list[tuple[Path, tuple[str, ...]]]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"file", "labels"} <= set(reader.fieldnames or ()):

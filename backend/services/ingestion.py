@@ -77,6 +77,7 @@ class Ingestion:
             )
             self._scheduler.now(stores, project.id, JobKind.SYNC)
             self._scheduler.soon(stores, project.id, JobKind.HEAD)
+            self._scheduler.replace_invalid(stores, known, project)
         return project
 
     def _store(self, stores: Stores, project: Project, event: Event) -> Job | None:

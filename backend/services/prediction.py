@@ -279,6 +279,7 @@ class Prediction:
             if told.label_config != project.label_config:
                 self._scheduler.soon(stores, project.id, JobKind.SYNC)
                 self._scheduler.soon(stores, project.id, JobKind.HEAD)
+                self._scheduler.replace_invalid(stores, project, told)
             if told != project:
                 stores.projects.save(told)
             tasks, news = _merge(stores.tasks.get(project.id, task_ids), question)

@@ -74,8 +74,10 @@ class Reconciliation:
             self._note_problems(project_id, (problem,))
             return problem
         with self._database.transaction() as stores:
-            project = self._observe(stores.projects.get(project_id), snapshot)
+            stored = stores.projects.get(project_id)
+            project = self._observe(stored, snapshot)
             stores.projects.save(project)
+            self._scheduler.replace_invalid(stores, stored, project)
         problems = self._check_webhook(gateway, project)
         self._note_problems(project_id, tuple(problems))
         if project.schema is None:

@@ -124,3 +124,11 @@ def test_no_file_at_all(tmp_path: Path) -> None:
     for missing in (tmp_path / "missing", tmp_path):
         with pytest.raises(InvalidRequest, match="is no backup that can be read"), read_archive(missing):
             pass
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InvalidRequest, match="not-mounted/backup cannot be written: No such file"),
+        write_archive(tmp_path / "not-mounted" / "backup"),
+    ):
+        pass

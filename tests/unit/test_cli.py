@@ -473,6 +473,14 @@ class TestFit:
         assert status == 2
         assert "nowhere" in said
 
+    def test_a_pool_that_is_not_there(
+        self, untrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        train = str(draw(untrained / "train", 10))
+        status, said = fails(monkeypatch, capsys, "fit", train, "--pool", str(untrained / "typo"))
+        assert status == 2
+        assert "typo is no folder with images" in said
+
 
 @pytest.mark.slow
 class TestSimulate:

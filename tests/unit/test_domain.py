@@ -36,9 +36,9 @@ POLICY = TrainingPolicy(min_labels=4, finetune_min_labels=200)
 
 
 def answers(*labels: tuple[str, ...]) -> list[Annotation]:
-    """Annotations of one task, each a second newer than the one before."""
+    """Annotations of one task by several people, each a second newer than the one before."""
     return [
-        make_annotation(number, 1, *names, updated_at=NOON + timedelta(seconds=number))
+        make_annotation(number, 1, *names, annotator_id=number, updated_at=NOON + timedelta(seconds=number))
         for number, names in enumerate(labels, start=1)
     ]
 
@@ -60,6 +60,17 @@ def test_a_tie_goes_to_the_newest() -> None:
     assert agreed_label(answers(("cat",), ("dog",)), SINGLE) == ("dog",)
     assert agreed_label(answers(("dog",), ("dog",), ("cat",), ("cat",), ("bird",)), SINGLE) == ("cat",)
     assert agreed_label(list(reversed(answers(("cat",), ("dog",)))), SINGLE) == ("dog",)
+
+
+@pytest.mark.parametrize("schema", [SINGLE, MULTIPLE])
+def test_an_annotator_has_one_vote_for_what_he_said_last(schema: LabelSchema) -> None:
+    said = [(1, "bird"), (1, "cat"), (2, "dog"), (3, "dog"), (1, "cat")]
+    given = [
+        make_annotation(number, 1, name, annotator_id=annotator, updated_at=NOON + timedelta(seconds=number))
+        for number, (annotator, name) in enumerate(said, start=1)
+    ]
+    assert agreed_label(given, schema) == ("dog",)
+    assert agreed_label([*given[:2], *given[4:]], schema) == ("cat",)
 
 
 def test_a_tie_of_three_goes_to_the_newest() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend import settings
+from backend.errors import ConfigurationError
 from backend.settings import load_settings
 
 
@@ -48,3 +49,11 @@ def test_without_a_folder_of_secrets_there_are_only_the_defaults(secrets_dir: Pa
     secrets_dir.rmdir()
 
     assert load_settings().webhook_secret is None
+
+
+@pytest.mark.parametrize("url", ["http://label-studio:80800", "http://label-studio:port", "http://label-studio:0"])
+@pytest.mark.usefixtures("secrets_dir")
+def test_a_url_needs_a_port_that_there_is(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="LABEL_STUDIO_URL") as caught:
+        load_settings(label_studio_url=url)
+    assert "is not a base URL" in str(caught.value)

@@ -56,9 +56,9 @@ class SqlVersionStore:
         Raises:
             NotFound: the project has no such version.
         """
-        row = self._connection.execute(
-            select(version_table).where(version_table.c.project_id == project_id, version_table.c.name == name)
-        ).one_or_none()
+        named = _OF_PROJECT.where(version_table.c.name == name)
+        # PostgreSQL knows no such text at all.
+        row = None if "\0" in name else self._connection.execute(named, {"project_id": project_id}).one_or_none()
         if row is None:
             raise NotFound(f"project {project_id} has no version {name!r}: see GET /api/projects/{project_id}/versions")
         return _version(row)

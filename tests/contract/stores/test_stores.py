@@ -358,6 +358,8 @@ class TestVersions:
         with database.transaction() as stores:
             stores.versions.add(given)
             assert stores.versions.get(5, given.name) == given
+            with pytest.raises(NotFound):
+                stores.versions.get(5, given.name + "\0")
 
     def test_metrics_that_are_no_numbers_come_back(self, database: Database) -> None:
         metrics = replace(a_version(1).metrics, log_loss=math.inf, ece=math.nan)

@@ -482,6 +482,26 @@ def test_an_image_that_is_too_large(make_fetcher, other, tmp_path, page):
     assert not [path for path in (tmp_path / "images").rglob("*") if path.is_file() and path.stat().st_size]
 
 
+def chunk_of_less_than_nothing(handler):
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"-5\r\n" + PNG)
+
+
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        (chunk_of_less_than_nothing, ImageUnavailable),
+        (lambda handler: send(handler, b"", status=302, headers={"Location": "http://["}), ImageForbidden),
+    ],
+    ids=["chunk", "redirect"],
+)
+def test_an_answer_that_is_no_http(make_fetcher, other, page, kind):
+    other.pages["/cat.png"] = page
+    refusal(make_fetcher(image_hosts=("127.0.0.1",)), f"{other.url}/cat.png", kind)
+
+
 def test_a_content_length_may_not_lie(make_fetcher, other):
     other.pages["/short.png"] = lambda handler: send(handler, PNG + b"x" * 10**6, headers={"Content-Length": "2056"})
     other.pages["/long.png"] = lambda handler: (

@@ -101,6 +101,8 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
     [
         ("minio.internal", 9000, True),
         ("MinIO.internal.", 1, True),
+        ("minio.cluster", 1, True),
+        ("bucket.cluster.", 9000, True),
         ("store", 9000, True),
         ("store", 9001, False),
         ("x.minio.internal", 9000, False),
@@ -114,7 +116,8 @@ def test_trusted_hosts_may_be_anywhere(host, port, trusted):
     def resolve(host, _port):
         return resolver("127.0.0.1")(host, listener.getsockname()[1])
 
-    guard = AddressGuard(("minio.internal", "store:9000", "[::1]"), resolve)
+    trusting = "minio.internal", "store:9000", "minio.cluster.", "bucket.cluster.:9000", "[::1]"
+    guard = AddressGuard(trusting, resolve)
     with listener, Deadline(5):
         if trusted:
             guard.connect(host, port, 1).close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from xml.etree.ElementTree import fromstring
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from backend.label_studio.codecs import (
     MAX_DATA_URI_CHARS,
     MAX_LABEL_CHARS,
     MAX_URL_CHARS,
+    _choices_below,
     decode_annotation,
     decode_task,
     encode_predictions,
@@ -28,6 +31,12 @@ def schema_of(choices: str = '<Choice value="cat"/><Choice value="dog"/>', *, co
     config = read_label_config(config_of(choices, control=control))
     assert config.schema is not None, config.problem
     return config.schema
+
+
+def test_choices_of_a_control_inside_another_are_none_of_that() -> None:
+    inner = '<Choices name="inner" toName="img"><Choice value="y"/></Choices>'
+    outer = fromstring(f'<Choices name="outer" toName="img"><View><Choice value="x"/></View>{inner}</Choices>')
+    assert [choice.get("value") for choice in _choices_below(outer)] == ["x"]
 
 
 NESTED = (

@@ -36,6 +36,13 @@ def labels_of(folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
+def test_a_table_that_is_no_utf_8(tmp_path: Path) -> None:
+    fill(tmp_path, "1.jpg")
+    (tmp_path / "labels.csv").write_bytes("file,labels\n1.jpg,Häuschen\n".encode("latin-1"))
+    with pytest.raises(InvalidRequest, match="in UTF-8"):
+        read_folder(tmp_path)
+
+
 class TestSubfolders:
     def test_each_is_a_class(self, tmp_path: Path) -> None:
         fill(tmp_path, "dog/1.jpg", "cat/1.PNG", "cat/old/2.webp", "cat/notes.txt", "loose.jpg")

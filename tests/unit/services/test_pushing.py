@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from backend.domain import LabelConfig, Suggestion
+from backend.domain import JobKind, LabelConfig, LabelSchema, Suggestion
 from backend.errors import CheckpointCorrupt, LabelStudioUnavailable
 from backend.promotion import version_key
 from backend.services.pushing import Pushing
-from tests.factories import make_config, make_snapshot
+from tests.factories import make_config, make_schema, make_snapshot
 from tests.world import PROJECT, World, pets
 
 
@@ -170,6 +170,30 @@ class TestOtherPeoplesChoices:
         ]
         labelled.push()
         assert {each.version for each in labelled.label_studio.predictions} == {*others, labelled.active.name}
+
+
+class TestChangedLabelConfig:
+    """What was pushed may be no label any more: the editor shows nothing of it, and submits it all the same."""
+
+    @pytest.fixture
+    def pushed(self, labelled: World) -> World:
+        labelled.push()
+        labelled.finish_jobs()
+        return labelled
+
+    @pytest.mark.parametrize("schema", [make_schema("cat", "hound"), replace(make_schema(), control_name="animal")])
+    def test_suggestions_of_before_are_replaced(self, pushed: World, schema: LabelSchema) -> None:
+        pushed.configure(LabelConfig(schema=schema))
+        assert pushed.queued(JobKind.PUSH) is not None
+        pushed.gateway.calls.clear()
+        pushed.push()
+        assert {"delete_predictions", "import_predictions"} <= set(pushed.gateway.calls)
+        suggested = {name for each in pushed.label_studio.predictions for name in each.class_names}
+        assert suggested <= set(schema.class_names)
+
+    def test_they_stay_where_classes_are_only_added(self, pushed: World) -> None:
+        pushed.configure(make_config("cat", "dog", "bird"))
+        assert pushed.queued(JobKind.PUSH) is None
 
 
 class TestNothingToPush:
