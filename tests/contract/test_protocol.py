@@ -287,6 +287,22 @@ def test_predict_with_a_version(tandem: Tandem, name: str) -> None:
     assert [without_scores(entry) for entry in again] == [without_scores(entry) for entry in results]
 
 
+@pytest.mark.parametrize("held_back", [{}, {"suggest_min_accuracy": 0.01}, {"audit_share": 1.0}])
+def test_what_the_settings_hold_back_has_a_score_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, held_back: dict[str, float]
+) -> None:
+    tandem = Tandem(folder, monkeypatch, **held_back)
+    asked = PredictRequest.parse(bytes_of("predict_next_task"))
+    assert asked.project.label_config is not None
+    assert asked.project.label_config.schema is not None
+    tandem.embedder.categories = asked.project.label_config.schema.class_names
+    project = tandem.know(asked.project, *(AnnotatedTask(task=task) for task in asked.tasks))
+    tandem.container.embedding.run(project.id, Reports())
+    (entry,) = tandem.replay("predict_next_task")["results"]
+    assert bool(entry["result"]) is not bool(held_back)
+    assert entry["score"] > 0
+
+
 def without_scores(entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in region.items() if key != "score"} for region in entry["result"]]
 

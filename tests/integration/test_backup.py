@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backend.adapters.artifacts import LocalArtifacts
@@ -140,6 +141,28 @@ def test_a_backup_taken_while_others_write_is_of_one_moment(learned: World, tmp_
 
 @pytest.mark.parametrize("new_url", ["sqlite"], indirect=True)
 class TestRefusals:
+    def test_nothing_is_written_before_everything_was_checked(self, learned: World, tmp_path: Path) -> None:
+        backup_of(learned).write(tmp_path / "backup")
+        with zipfile.ZipFile(tmp_path / "backup") as file:
+            entries = {name: file.read(name) for name in file.namelist()}
+        # Rows are written last.
+        entries["database/task.jsonl"] = entries["database/task.jsonl"].replace(b'"id"', b'"ID"', 1)
+        with zipfile.ZipFile(tmp_path / "altered", "w") as file:
+            for name, content in entries.items():
+                file.writestr(name, content)
+        with pytest.raises(InvalidRequest, match=r"task\.jsonl in the backup was altered"):
+            restored_world(tmp_path / "second", f"sqlite:///{tmp_path / 'second.sqlite3'}", tmp_path / "altered")
+        assert not list((tmp_path / "second").rglob("*.safetensors"))
+        assert not (tmp_path / "second" / "webhook_secret").exists()
+
+    def test_features_that_are_not_in_the_backup(self, learned: World, tmp_path: Path) -> None:
+        backup_of(learned).write(tmp_path / "backup")
+        second = tmp_path / "second"
+        row = np.ones((1, 3), np.float16)
+        FeatureFiles(second / "features").append("e" * 64, ["a" * 64], row, block_sizes=(3,))
+        with pytest.raises(Conflict, match=f"features already.*{'e' * 64}"):
+            restored_world(second, f"sqlite:///{tmp_path / 'second.sqlite3'}", tmp_path / "backup")
+
     def test_a_database_with_projects(self, learned: World, tmp_path: Path) -> None:
         backup_of(learned).write(tmp_path / "backup")
         before = rows(learned.database)

@@ -71,3 +71,13 @@ def test_a_failure_inside_gives_the_place_back() -> None:
     for _ in range(2 * N_ADMITTED):
         with pytest.raises(ZeroDivisionError), admission:
             raise ZeroDivisionError
+
+
+def test_who_gave_up_waiting_leaves_the_place_to_others() -> None:
+    admission = Admission(1, patience_s=0.01)
+    with admission:
+        for _ in range(WAITING_PER_WORKING + 2):
+            with pytest.raises(Overloaded, match="was done within"), admission:
+                pass
+    with admission:
+        pass

@@ -248,6 +248,12 @@ def test_a_head_that_knows_far_more_may_be_less_sure_but_not_less_accurate(
     assert decide_between(candidate, make_version(1, n_labels=12), worse, n_withdrawn=0).promote is expected
 
 
+def test_a_network_that_knows_far_more_must_be_better_all_the_same() -> None:
+    worse = replace(comparison(0.5), accuracy_difference=0.1)
+    candidate = make_version(2, kind=VersionKind.FINETUNE, n_labels=300)
+    assert not decide_between(candidate, make_version(1, n_labels=200), worse, n_withdrawn=0).promote
+
+
 def test_withdrawn_labels_are_unlearned_even_at_a_price() -> None:
     decision = decide_between(make_version(2), ACTIVE, comparison(5.0), n_withdrawn=2)
     assert decision.promote

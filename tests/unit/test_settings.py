@@ -57,3 +57,30 @@ def test_a_url_needs_a_port_that_there_is(url: str) -> None:
     with pytest.raises(ConfigurationError, match="LABEL_STUDIO_URL") as caught:
         load_settings(label_studio_url=url)
     assert "is not a base URL" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"BASIC_AUTH_PASS": "secret"}, "go together"),
+        ({"BASIC_AUTH_USER": "tandem"}, "go together"),
+        ({"METRICS_PORT": "9090"}, "is PORT"),
+        ({"LABEL_STUDIO_URL": "http://u:secret@label-studio.test"}, "would end up in logs"),
+        ({"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, "is not a file"),
+        ({"WEIGHTS": "/nowhere.pt"}, "neither auto, none nor a file"),
+    ],
+)
+def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], said: str) -> None:
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PORT", "many"), ("WORKERS", "0"), ("PUBLIC_URL", "tandem")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert all(name in str(caught.value) for name in ("PORT: ", "WORKERS: ", "PUBLIC_URL: "))

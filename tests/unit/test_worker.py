@@ -236,6 +236,31 @@ class TestLease:
             progress = project.projects.job(job.id).progress
             assert (progress.total, progress.unit) == (10_000, "steps")
 
+    def test_a_job_that_tells_nothing_keeps_its_lease(self, project: World) -> None:
+        done = threading.Event()
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(lambda *_: str(done.wait(60))))):
+            wait_for(is_now(project, job, JobStatus.RUNNING))
+            later = project.clock.forward(20)
+            patience_s = LEASE.total_seconds() / 2
+            wait_for(lambda: project.projects.job(job.id).lease_until == later + LEASE, timeout_s=patience_s)
+            done.set()
+
+    def test_a_database_that_is_busy_for_a_moment_does_not_end_a_lease(
+        self, project: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def locked() -> object:
+            raise StoreUnavailable("the database is locked")
+
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(until_told))):
+            wait_for(lambda: project.projects.job(job.id).progress.done > 0)
+            with monkeypatch.context() as patch:
+                patch.setattr(project.database, "transaction", locked)
+                time.sleep(2.5)
+            later = project.clock.forward(20)
+            wait_for(lambda: project.projects.job(job.id).lease_until == later + LEASE)
+
     def test_a_cancelled_job_stops(self, project: World) -> None:
         job = enqueue(project)
         with running(make_worker(project, FakeExecutor(until_told))):

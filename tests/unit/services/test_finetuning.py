@@ -16,6 +16,7 @@ from backend.errors import ImageNotFound, JobCancelled, JobFailed, TrainingImpos
 from backend.promotion import backbone_key
 from backend.services import finetuning
 from backend.services.finetuning import FineTuning, FineTuningSettings
+from backend.services.training import Judgement
 from model.backbones import Backbone, load_backbone
 from model.features import Engine
 from model.folds import NetworkSplit
@@ -68,9 +69,8 @@ def test_a_network_is_learned_and_competes(
     shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promote: bool
 ) -> None:
     before = shown.active
-    monkeypatch.setattr(
-        shown.training, "judge", lambda *_: PromotionDecision(promote=promote, reason="because the test says so")
-    )
+    decision = PromotionDecision(promote=promote, reason="because the test says so")
+    monkeypatch.setattr(shown.training, "judge", lambda *_: Judgement(decision=decision, active=before))
     outcome = service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
 
     candidate = shown.versions[0]
@@ -191,3 +191,14 @@ def test_a_network_never_sees_the_double_of_an_image_that_judges_it(shown: World
     for first, second in zip(digests[::2], digests[1::2], strict=True):
         if {first, second} <= split.seen | split.held_out:
             assert (first in split.seen) == (second in split.seen)
+
+
+def test_every_image_has_features_of_a_network_before_it_serves(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "MAX_POOL", 1)
+    before, decision = shown.active, PromotionDecision(promote=True, reason="tested")
+    monkeypatch.setattr(shown.training, "judge", lambda *_: Judgement(decision=decision, active=before))
+    service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    digests = [task.image_digest or "" for task in shown.tasks.values()]
+    assert shown.features.holds(shown.active.backbone_digest, digests).all()

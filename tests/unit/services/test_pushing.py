@@ -55,6 +55,16 @@ class TestPush:
         assert labelled.push().startswith("0 suggestions")
         assert not {"import_predictions", "set_model_version", "delete_predictions"} & set(labelled.gateway.calls)
 
+    def test_the_version_in_use_keeps_its_suggestions_while_the_new_one_has_none(self, labelled: World) -> None:
+        labelled.push()
+        first = labelled.active
+        labelled.label({task_id: name for task_id, name in pets(14).items() if task_id > 8})
+        labelled.fit()
+        assert labelled.active.number == 2
+        assert labelled.push().startswith("0 suggestions")
+        assert labelled.label_studio.model_version == first.name
+        assert stored(labelled) == dict.fromkeys(range(9, 15), first.name)
+
     def test_a_new_task_gets_its_suggestion_too(self, labelled: World) -> None:
         labelled.push()
         labelled.see_tasks({15: "cat"})

@@ -106,6 +106,27 @@ class TestTheViews:
         world.embed()
         world.query()
 
+    @pytest.mark.parametrize("is_done", [False, True])
+    def test_changes_that_were_cut_off_twice_are_none_by_hand(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, is_done: bool
+    ) -> None:
+        update = world.gateway.update_view
+
+        def cut_off(project: int, view_id: int, task_ids: tuple[int, ...]) -> None:
+            if is_done:
+                update(project, view_id, task_ids)
+            raise LabelStudioUnavailable("the connection was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.gateway, "update_view", cut_off)
+            for n_labels in (8, 12):
+                world.label(pets(n_labels))
+                with pytest.raises(LabelStudioUnavailable):
+                    world.query()
+        world.label(pets(14))
+        assert "by hand" not in world.query()
+        assert shown(world) <= set(range(15, 21))
+
     def test_all_tasks_stay_in_sight(self, world: World) -> None:
         assert [each.title for each in world.label_studio.views] == ["Default", "Label next"]
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from backend.domain import AnnotationsSeen, JobKind, LabelConfig, TasksSeen
+from backend.domain import AnnotationsDeleted, AnnotationsSeen, JobKind, LabelConfig, TasksSeen
 from backend.errors import ImageNotFound, LabelStudioRejected, LabelStudioUnauthorized, LabelStudioUnavailable
 from backend.services.reconciliation import Reconciliation
 from tests.factories import NOON, image_url, make_annotation, make_config, make_identity, make_task
@@ -34,6 +34,21 @@ def fill(world: World, n: int) -> None:
 
 
 class TestWhatEventsMissed:
+    def test_what_is_deleted_while_listing_stays_deleted(self, connected: World) -> None:
+        fill(connected, 4)
+        connected.sync()
+        connected.clock.forward(10)
+
+        def delete() -> None:
+            connected.gateway.while_listing = lambda: None
+            connected.clock.forward(1)
+            connected.ingestion.handle(AnnotationsDeleted(project=connected.snapshot, annotation_ids=(104,)))
+            connected.clock.forward(1)
+
+        connected.gateway.while_listing = delete
+        connected.sync()
+        assert set(connected.annotations) == {101, 102, 103}
+
     def test_labels_made_before_connecting(self, connected: World) -> None:
         fill(connected, 8)
         assert connected.sync() == "16 changes brought in"

@@ -282,3 +282,23 @@ class TestVersions:
             embedded.training.rollback(PROJECT, gone)
         kept = keys[1].rsplit("/", 1)[1]
         assert embedded.training.rollback(PROJECT, kept).name == kept
+
+
+@pytest.mark.parametrize("n_heads", [0, 101])
+def test_the_network_of_a_fine_tuning_that_runs_stays(embedded: World, n_heads: int) -> None:
+    with embedded.artifacts.scratch() as folder:
+        (folder / "file").write_text("content")
+        embedded.artifacts.publish(backbone_key(OTHER), folder)
+    now = embedded.clock.now()
+    with embedded.database.transaction() as stores:
+        if not n_heads:
+            stores.projects.resolve(make_identity(label_studio_id=6))  # which fine-tunes nothing
+        embedded.scheduler.now(stores, PROJECT, JobKind.FINETUNE)
+        assert stores.jobs.claim([JobKind.FINETUNE], "worker", now, now) is not None
+        for _ in range(n_heads):
+            embedded.scheduler.now(stores, PROJECT, JobKind.HEAD)
+            head = stores.jobs.claim([JobKind.HEAD], "worker", now, now)
+            assert head is not None
+            stores.jobs.finish(head.id, "worker", JobStatus.SUCCEEDED, None, now)
+    embedded.retention.run()
+    assert embedded.artifacts.keys("backbones") == [backbone_key(OTHER)]

@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 
 from backend.adapters.database import SqlDatabase
-from backend.domain import INTERRUPTED, JobKind, LabelConfig, ModelVersion, Suggestion, VersionKind, VersionStatus
+from backend.domain import (
+    INTERRUPTED,
+    JobKind,
+    LabelConfig,
+    ModelVersion,
+    PromotionDecision,
+    Suggestion,
+    VersionKind,
+    VersionStatus,
+)
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
-from backend.services.training import TrainingSet
+from backend.services.training import Judgement, TrainingSet
 from model.checkpoint import load_out_of_fold, load_version_report
 from model.folds import N_FOLDS, NetworkSplit
 from model.learned import Learned, OutOfFold
@@ -482,6 +491,19 @@ class TestNewVersionsMeanwhile:
         judgement = world.training.judge(training_set, candidate, learned)
         newer = world.learn(pets(60, start=31))
         assert newer.name in world.training.conclude(training_set, candidate, learned, judgement)
+
+
+@pytest.mark.parametrize("promote", [False, True])
+def test_no_fine_tuning_follows_a_fine_tuning(world: World, promote: bool) -> None:
+    active = world.learn(pets(50))
+    world.finish_jobs()
+    training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
+    learned = world.training.learn_head(training_set, BASE_DIGEST)
+    candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.FINETUNE)
+    decision = PromotionDecision(promote=promote, reason="tested")
+    judgement = Judgement(decision=decision, active=active)
+    world.training.conclude(training_set, candidate, learned, judgement)
+    assert world.queued(JobKind.FINETUNE) is None
 
 
 def test_labels_whose_images_cannot_be_read_do_not_bring_another_finetuning(world: World) -> None:
