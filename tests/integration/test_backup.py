@@ -9,6 +9,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,17 @@ def backup_of(world: World) -> Backup:
     return Backup(world.database, world.artifacts, world.features, world.folder / "webhook_secret")
 
 
-def suggestions(world: World) -> list[object]:
-    return [result for task_id, name in pets(12).items() for result in world.predict(make_task(task_id, name)).results]
+def suggestions(world: World) -> list[Suggestion]:
+    answers = [world.predict(make_task(task_id, name)) for task_id, name in pets(12).items()]
+    return [result for answer in answers for result in answer.results if isinstance(result, Suggestion)]
+
+
+def assert_suggested(world: World, expected: list[Suggestion]) -> None:
+    """Hold suggestions against others up to rounding, which on some processors depends on what is scored together."""
+    found = suggestions(world)
+    assert len(found) == 12
+    assert [replace(each, score=0.0) for each in found] == [replace(each, score=0.0) for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected], rel=1e-6)
 
 
 def restored_world(folder: Path, url: str, file: Path) -> World:
@@ -92,7 +102,7 @@ def test_the_same_suggestions_come_out(
     assert rows(restored.database) == rows(learned.database)
     assert contents.n_rows == sum(map(len, rows(learned.database).values()))
     shutil.rmtree(learned.folder / "artifacts")
-    assert suggestions(restored) == before
+    assert_suggested(restored, before)
     assert (restored.folder / "webhook_secret").read_text() == "a secret"
     assert (restored.folder / "webhook_secret").stat().st_mode & 0o777 == 0o600
     restored.finish_jobs()
@@ -135,7 +145,7 @@ def test_a_backup_taken_while_others_write_is_of_one_moment(learned: World, tmp_
     writer.join()
     assert counts == sorted(counts)
     restored = restored_world(tmp_path / "second", f"sqlite:///{tmp_path / 'second.sqlite3'}", file)
-    assert suggestions(restored) == suggestions(learned)
+    assert_suggested(restored, suggestions(learned))
     restored.database.close()
 
 
@@ -221,7 +231,7 @@ class TestRefusals:
             with pytest.raises(KeyboardInterrupt):
                 restored_world(tmp_path / "second", url, tmp_path / "backup")
         restored = restored_world(tmp_path / "second", url, tmp_path / "backup")
-        assert suggestions(restored) == suggestions(learned)
+        assert_suggested(restored, suggestions(learned))
         restored.database.close()
 
 
@@ -307,5 +317,5 @@ def test_into_object_storage_by_the_command(
         features=SharedFeatures(FeatureFiles(third / "features"), storage, third / "exchange", patience_s=60),
     )
     world.embedder.down = True
-    assert suggestions(world) == before
+    assert_suggested(world, before)
     database.close()
