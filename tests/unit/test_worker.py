@@ -426,20 +426,27 @@ class TestStart:
         assert "interrupted" in project.versions[0].reason
 
 
+@contextmanager
+def reconciled(project: World) -> Iterator[Callable[[], int]]:
+    """Run a worker that has reconciled the project once; lend how often it has by now."""
+    everything = FakeExecutor()
+
+    def n_syncs() -> int:
+        return sum(job.kind is JobKind.SYNC for job in everything.ran)
+
+    project.label_studio.backends.clear()  # a project that is discovered is reconciled once more
+    with running(make_worker(project, FakeExecutor(), everything)):
+        wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
+        yield n_syncs
+
+
 def _out_of_order(_: SqlDatabase) -> None:
     raise RuntimeError("nobody has foreseen this")
 
 
 class TestHouse:
     def test_a_project_is_reconciled_from_time_to_time(self, project: World) -> None:
-        everything = FakeExecutor()
-
-        def n_syncs() -> int:
-            return sum(job.kind is JobKind.SYNC for job in everything.ran)
-
-        project.label_studio.backends.clear()  # a project that is discovered is reconciled once more
-        with running(make_worker(project, FakeExecutor(), everything)):
-            wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
+        with reconciled(project) as n_syncs:
             project.clock.forward(299)
             time.sleep(1.2)
             assert n_syncs() == 1
@@ -468,14 +475,7 @@ class TestHouse:
     def test_it_outlives_whatever_becomes_of_the_database(
         self, project: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        everything = FakeExecutor()
-
-        def n_syncs() -> int:
-            return sum(job.kind is JobKind.SYNC for job in everything.ran)
-
-        project.label_studio.backends.clear()  # a project that is discovered is reconciled once more
-        with running(make_worker(project, FakeExecutor(), everything)):
-            wait_for(lambda: n_syncs() == 1 and project.projects.get(PROJECT).running == ())
+        with reconciled(project) as n_syncs:
             with monkeypatch.context() as broken:
                 broken.setattr(SqlDatabase, "transaction", _out_of_order)
                 broken.setattr(SqlDatabase, "snapshot", _out_of_order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,18 @@ def alter(world: World, **changes: object) -> None:
         replace(each, **changes) if each is before else each  # type: ignore[arg-type]
         for each in world.label_studio.views
     ]
+
+
+def cut_off(world: World, *, is_done: bool) -> Callable[[int, int, tuple[int, ...]], None]:
+    """Return how a view is changed when the connection is lost, after Label Studio has done it or before."""
+    update = world.gateway.update_view
+
+    def update_view(project: int, view_id: int, task_ids: tuple[int, ...]) -> None:
+        if is_done:
+            update(project, view_id, task_ids)
+        raise LabelStudioUnavailable("the connection was lost")
+
+    return update_view
 
 
 class TestTheBatch:
@@ -110,15 +123,8 @@ class TestTheViews:
     def test_changes_that_were_cut_off_twice_are_none_by_hand(
         self, world: World, monkeypatch: pytest.MonkeyPatch, is_done: bool
     ) -> None:
-        update = world.gateway.update_view
-
-        def cut_off(project: int, view_id: int, task_ids: tuple[int, ...]) -> None:
-            if is_done:
-                update(project, view_id, task_ids)
-            raise LabelStudioUnavailable("the connection was lost")
-
         with monkeypatch.context() as patch:
-            patch.setattr(world.gateway, "update_view", cut_off)
+            patch.setattr(world.gateway, "update_view", cut_off(world, is_done=is_done))
             for n_labels in (8, 12):
                 world.label(pets(n_labels))
                 with pytest.raises(LabelStudioUnavailable):
@@ -169,16 +175,9 @@ class TestTheViews:
     def test_a_change_that_was_cut_off_is_no_change_by_hand(
         self, world: World, monkeypatch: pytest.MonkeyPatch, is_done: bool
     ) -> None:
-        update = world.gateway.update_view
-
-        def cut_off(project: int, view_id: int, task_ids: tuple[int, ...]) -> None:
-            if is_done:
-                update(project, view_id, task_ids)
-            raise LabelStudioUnavailable("the connection was lost")
-
         world.label(pets(8))
         with monkeypatch.context() as patch:
-            patch.setattr(world.gateway, "update_view", cut_off)
+            patch.setattr(world.gateway, "update_view", cut_off(world, is_done=is_done))
             with pytest.raises(LabelStudioUnavailable):
                 world.query()
         world.label(pets(10))
