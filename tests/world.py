@@ -31,6 +31,7 @@ from backend.services.embedding import Embedding
 from backend.services.ingestion import Ingestion
 from backend.services.prediction import Answer, Prediction
 from backend.services.projects import Projects
+from backend.services.promoting import Promoting
 from backend.services.pushing import Pushing
 from backend.services.querying import Querying
 from backend.services.reconciliation import Reconciliation
@@ -78,7 +79,8 @@ class World:
             self.scheduler,
             image_timeout_s=1,
         )
-        self.training = Training(database, self.features, self.artifacts, self.clock, self.scheduler, self.policy)
+        self.promoting = Promoting(database, self.features, self.artifacts, self.scheduler, self.policy)
+        self.training = Training(database, self.features, self.artifacts, self.clock, self.promoting, self.policy)
         self.prediction = self.new_prediction()
         self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
         self.review = Review(database, self.artifacts)

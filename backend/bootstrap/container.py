@@ -36,6 +36,7 @@ from backend.services.ingestion import Ingestion
 from backend.services.monitoring import Monitoring
 from backend.services.prediction import Prediction
 from backend.services.projects import Projects
+from backend.services.promoting import Promoting
 from backend.services.pushing import Pushing
 from backend.services.reconciliation import Reconciliation
 from backend.services.retention import Retention
@@ -110,11 +111,16 @@ class Container(Adapters):
         return Admission(self.settings.threads)
 
     @cached_property
+    def promoting(self) -> Promoting:
+        """One version of a project is the active one."""
+        return Promoting(self.database, self.features, self.artifacts, self.scheduler, self.policy)
+
+    @cached_property
     def training(self) -> Training:
         """Labels become versions; imported here, because the web process gets by without scikit-learn."""
         from backend.services.training import Training
 
-        return Training(self.database, self.features, self.artifacts, self.clock, self.scheduler, self.policy)
+        return Training(self.database, self.features, self.artifacts, self.clock, self.promoting, self.policy)
 
     @cached_property
     def finetuning(self) -> FineTuning:
@@ -124,6 +130,7 @@ class Container(Adapters):
         return FineTuning(
             self.database,
             self.training,
+            self.promoting,
             self.images,
             self.features,
             self.artifacts,

@@ -97,7 +97,7 @@ def rollback(project: ProjectArgument, version: str, as_json: JsonOption = False
     """Make an earlier version active again."""
     from backend.routes.api import encode_version
 
-    active = make_container(start()).training.rollback(project, version)
+    active = make_container(start()).promoting.rollback(project, version)
     show([encode_version(active)] if as_json else [{"active": active.name}], as_json)
 
 

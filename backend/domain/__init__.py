@@ -39,6 +39,7 @@ from backend.domain.suggestions import Disclosure, KeptView, NoSuggestion, Sugge
 from backend.domain.versions import (
     INTERRUPTED,
     MIN_VERSION_AGE,
+    ROLLED_BACK,
     Metrics,
     ModelVersion,
     VersionKind,
@@ -55,6 +56,7 @@ __all__ = [
     "JOB_DURATION_BOUNDS_S",
     "MIN_VERSION_AGE",
     "PATH_SEPARATOR",
+    "ROLLED_BACK",
     "UNKNOWN_STAMP",
     "AnnotatedTask",
     "Annotation",

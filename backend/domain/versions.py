@@ -40,6 +40,9 @@ class Metrics:
 INTERRUPTED = "its training was interrupted before it was judged"
 """Why a version was rejected that may have no weights, and says nothing about what the next one will be worth."""
 
+ROLLED_BACK = "rolled back by hand"
+"""Why a version is active that somebody chose, which no version may undo before labels change."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:

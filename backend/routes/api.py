@@ -116,7 +116,7 @@ def _add_versions(routes: Blueprint, container: Container) -> None:
 
     @routes.post("/projects/<int:project_id>/rollback")
     def rollback(project_id: int) -> Json:
-        return encode_version(container.training.rollback(project_id, _parse(RollbackRequest).version))
+        return encode_version(container.promoting.rollback(project_id, _parse(RollbackRequest).version))
 
 
 def _add_review(routes: Blueprint, container: Container) -> None:

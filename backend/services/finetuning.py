@@ -27,7 +27,9 @@ from model.recipe import finetune
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from backend.services.training import Training, TrainingSet
+    from backend.services.promoting import Promoting
+    from backend.services.training import Training
+    from backend.training_set import TrainingSet
 
 log = structlog.get_logger()
 
@@ -55,6 +57,7 @@ class FineTuning:
         self,
         database: Database,
         training: Training,
+        promoting: Promoting,
         images: ImageSource,
         features: FeatureStore,
         artifacts: ArtifactStore,
@@ -62,6 +65,7 @@ class FineTuning:
     ) -> None:
         self._database = database
         self._training = training
+        self._promoting = promoting
         self._images = images
         self._features = features
         self._artifacts = artifacts
@@ -99,11 +103,11 @@ class FineTuning:
             finetuning=config,
             finetuning_s=tuned.seconds,
         )
-        judgement = self._training.judge(training_set, candidate, learned)
+        judgement = self._promoting.judge(training_set, candidate, learned.out_of_fold)
         if judgement.decision.promote:
             # the active version goes on serving until every image has the new network's features
             self._embed(engine, list(tasks.values()), report)
-        outcome = self._training.conclude(training_set, candidate, learned, judgement)
+        outcome = self._promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
         shutil.rmtree(self._resume_folder(project_id), ignore_errors=True)
         return outcome
 

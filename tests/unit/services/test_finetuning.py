@@ -16,7 +16,7 @@ from backend.errors import ImageNotFound, JobCancelled, JobFailed, TrainingImpos
 from backend.promotion import backbone_key
 from backend.services import finetuning
 from backend.services.finetuning import FineTuning, FineTuningSettings
-from backend.services.training import Judgement
+from backend.services.promoting import Judgement
 from model.backbones import Backbone, load_backbone
 from model.features import Engine
 from model.folds import NetworkSplit
@@ -61,7 +61,9 @@ def service(world: World, resume_folder: Path) -> FineTuning:
         max_image_pixels=10_000,
         resume_folder=resume_folder,
     )
-    return FineTuning(world.database, world.training, world.images, world.features, world.artifacts, settings)
+    return FineTuning(
+        world.database, world.training, world.promoting, world.images, world.features, world.artifacts, settings
+    )
 
 
 @pytest.mark.parametrize("promote", [True, False])
@@ -70,7 +72,7 @@ def test_a_network_is_learned_and_competes(
 ) -> None:
     before = shown.active
     decision = PromotionDecision(promote=promote, reason="because the test says so")
-    monkeypatch.setattr(shown.training, "judge", lambda *_: Judgement(decision=decision, active=before))
+    monkeypatch.setattr(shown.promoting, "judge", lambda *_: Judgement(decision=decision, active=before))
     outcome = service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
 
     candidate = shown.versions[0]
@@ -198,7 +200,7 @@ def test_every_image_has_features_of_a_network_before_it_serves(
 ) -> None:
     monkeypatch.setattr(finetuning, "MAX_POOL", 1)
     before, decision = shown.active, PromotionDecision(promote=True, reason="tested")
-    monkeypatch.setattr(shown.training, "judge", lambda *_: Judgement(decision=decision, active=before))
+    monkeypatch.setattr(shown.promoting, "judge", lambda *_: Judgement(decision=decision, active=before))
     service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
     digests = [task.image_digest or "" for task in shown.tasks.values()]
     assert shown.features.holds(shown.active.backbone_digest, digests).all()

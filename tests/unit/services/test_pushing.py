@@ -88,7 +88,7 @@ class TestPush:
         labelled.fit()
         labelled.push()
         labelled.unlabel(9)
-        labelled.training.rollback(PROJECT, first.name)
+        labelled.promoting.rollback(PROJECT, first.name)
         labelled.push()
         assert stored(labelled) == dict.fromkeys(range(9, 15), first.name)
         assert labelled.label_studio.model_version == first.name

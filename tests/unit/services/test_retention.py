@@ -279,9 +279,9 @@ class TestVersions:
         embedded.retention.run()
         gone = keys[0].rsplit("/", 1)[1]
         with pytest.raises(NotFound, match="VERSIONS_KEPT"):
-            embedded.training.rollback(PROJECT, gone)
+            embedded.promoting.rollback(PROJECT, gone)
         kept = keys[1].rsplit("/", 1)[1]
-        assert embedded.training.rollback(PROJECT, kept).name == kept
+        assert embedded.promoting.rollback(PROJECT, kept).name == kept
 
 
 @pytest.mark.parametrize("n_heads", [0, 101])

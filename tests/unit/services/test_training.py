@@ -24,7 +24,8 @@ from backend.domain import (
 )
 from backend.errors import NotFound, TrainingImpossible
 from backend.promotion import TrainedLabels, backbone_key, version_key
-from backend.services.training import Judgement, TrainingSet
+from backend.services.promoting import Judgement
+from backend.training_set import TrainingSet
 from model.checkpoint import load_out_of_fold, load_version_report
 from model.folds import N_FOLDS, NetworkSplit
 from model.learned import Learned, OutOfFold
@@ -48,8 +49,8 @@ def learn_badly(world: World) -> ModelVersion:
     out_of_fold = replace(learned.out_of_fold, probabilities=1 - learned.out_of_fold.probabilities)
     learned = replace(learned, out_of_fold=out_of_fold)
     candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.HEAD)
-    judgement = world.training.judge(training_set, candidate, learned)
-    world.training.conclude(training_set, candidate, learned, judgement)
+    judgement = world.promoting.judge(training_set, candidate, learned.out_of_fold)
+    world.promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
     return world.versions[0]
 
 
@@ -66,8 +67,8 @@ def finish_finetuning(world: World, training_set: TrainingSet) -> ModelVersion:
     training_set = world.training.with_features(training_set, NETWORK)
     learned = world.training.learn_head(training_set, NETWORK)
     candidate = world.training.save(training_set, learned, NETWORK, VersionKind.FINETUNE)
-    judgement = world.training.judge(training_set, candidate, learned)
-    world.training.conclude(training_set, candidate, learned, judgement)
+    judgement = world.promoting.judge(training_set, candidate, learned.out_of_fold)
+    world.promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
     return next(version for version in world.versions if version.name == candidate.name)
 
 
@@ -382,7 +383,7 @@ class TestRollback:
         first = world.learn(pets(8))
         second = world.learn(pets(8, start=9))
         world.finish_jobs()
-        assert world.training.rollback(PROJECT, first.name).status is VersionStatus.ACTIVE
+        assert world.promoting.rollback(PROJECT, first.name).status is VersionStatus.ACTIVE
         assert world.active.name == first.name
         assert world.active.reason == "rolled back by hand"
         assert [version.status for version in world.versions if version.name == second.name] == [VersionStatus.RETIRED]
@@ -391,7 +392,7 @@ class TestRollback:
     def test_it_lasts_until_there_is_something_new_to_learn(self, world: World) -> None:
         first = world.learn(pets(8))
         world.learn(pets(8, start=9))
-        world.training.rollback(PROJECT, first.name)
+        world.promoting.rollback(PROJECT, first.name)
         world.fit()
         assert world.active.name == first.name
         assert world.learn(pets(4, start=17)).number == 3
@@ -401,7 +402,7 @@ class TestRollback:
         with world.database.transaction() as stores:
             stores.projects.save(replace(world.project, backbone_digest="f" * 64))
         world.finish_jobs()
-        world.training.rollback(PROJECT, first.name)
+        world.promoting.rollback(PROJECT, first.name)
         assert world.project.backbone_digest == BASE_DIGEST
         assert world.queued(JobKind.EMBED) is not None
 
@@ -409,10 +410,10 @@ class TestRollback:
         first = world.learn(pets(8))
         second = world.learn(pets(8, start=9))
         with pytest.raises(NotFound):
-            world.training.rollback(PROJECT, "p5-v9-00000000")
+            world.promoting.rollback(PROJECT, "p5-v9-00000000")
         world.artifacts.delete(version_key(PROJECT, first.name))
         with pytest.raises(NotFound):
-            world.training.rollback(PROJECT, first.name)
+            world.promoting.rollback(PROJECT, first.name)
         assert world.active == second
 
     def test_it_lasts_where_it_leads_to_another_backbone(self, world: World) -> None:
@@ -422,9 +423,9 @@ class TestRollback:
         world.embed()
         tuned = finish_finetuning(world, world.training.training_set(PROJECT))
         with world.database.transaction() as stores:
-            world.training.activate(stores, tuned, "better")
+            world.promoting.activate(stores, tuned, "better")
         world.embed()
-        world.training.rollback(PROJECT, first.name)
+        world.promoting.rollback(PROJECT, first.name)
         world.embed()
         assert world.fit() == f"nothing new to learn since {tuned.name}"
         assert world.active.name == first.name
@@ -440,7 +441,7 @@ class TestRollback:
 
         def slowly(training_set: TrainingSet, digest: str) -> Learned:
             learned = learn_head(training_set, digest)
-            world.training.rollback(PROJECT, first.name)
+            world.promoting.rollback(PROJECT, first.name)
             return learned
 
         monkeypatch.setattr(world.training, "learn_head", slowly)
@@ -461,7 +462,7 @@ class TestRollback:
             return keys(prefix)
 
         monkeypatch.setattr(world.artifacts, "keys", asked)
-        world.training.rollback(PROJECT, first.name)
+        world.promoting.rollback(PROJECT, first.name)
         assert world.active.name == first.name
         assert 30 in world.tasks
 
@@ -488,9 +489,9 @@ class TestNewVersionsMeanwhile:
         training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
         learned = world.training.learn_head(training_set, BASE_DIGEST)
         candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.FINETUNE)
-        judgement = world.training.judge(training_set, candidate, learned)
+        judgement = world.promoting.judge(training_set, candidate, learned.out_of_fold)
         newer = world.learn(pets(60, start=31))
-        assert newer.name in world.training.conclude(training_set, candidate, learned, judgement)
+        assert newer.name in world.promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
 
 
 @pytest.mark.parametrize("promote", [False, True])
@@ -502,7 +503,7 @@ def test_no_fine_tuning_follows_a_fine_tuning(world: World, promote: bool) -> No
     candidate = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.FINETUNE)
     decision = PromotionDecision(promote=promote, reason="tested")
     judgement = Judgement(decision=decision, active=active)
-    world.training.conclude(training_set, candidate, learned, judgement)
+    world.promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
     assert world.queued(JobKind.FINETUNE) is None
 
 
