@@ -8,8 +8,8 @@ from datetime import timedelta
 import structlog
 
 from backend.domain import Job, Progress
-from backend.errors import JobCancelled, JobLost, StoreUnavailable
-from backend.logs import in_this_context
+from backend.errors import JobCancelled, JobLost
+from backend.logs import in_this_context, tell_failure
 from backend.ports import Clock, Database
 
 log = structlog.get_logger()
@@ -72,5 +72,5 @@ class Heartbeat:
             except JobLost as error:
                 self._lost = error
                 return
-            except StoreUnavailable as error:
-                log.warning("lease not renewed", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - without it the job would be run twice
+                tell_failure("lease not renewed", error)

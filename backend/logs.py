@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from backend.errors import TandemError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -82,6 +84,11 @@ def log_what_nobody_caught() -> None:
     sys.excepthook = end
     threading.excepthook = end_thread
     logging.captureWarnings(True)
+
+
+def tell_failure(event: str, error: Exception) -> None:
+    """Log that something failed that goes on all the same, with a traceback where nobody had foreseen it."""
+    log.error(event, reason=str(error), exc_info=None if isinstance(error, TandemError | OSError) else error)
 
 
 def present_ids() -> dict[str, str | int]:

@@ -24,12 +24,12 @@ from backend.errors import (
     JobFailed,
     JobLost,
     JobProcessDied,
-    LabelStudioError,
     StoreUnavailable,
     TandemError,
     TrainingImpossible,
 )
 from backend.heartbeat import LEASE, Heartbeat
+from backend.logs import tell_failure
 from backend.ports import Clock, Database, Executor, Stores
 from backend.processes import is_running
 from backend.scheduling import Scheduler
@@ -159,27 +159,27 @@ class Worker:
     def _work(self, lane: Lane) -> None:
         try:
             while not self._stopping.is_set():
-                job = self._claim(lane)
-                if job is None:
-                    self._stopping.wait(lane.poll_s)
-                else:
-                    self._run_job(job, lane.executor)
+                try:
+                    job = self._claim(lane)
+                    if job is None:
+                        self._stopping.wait(lane.poll_s)
+                    else:
+                        self._run_job(job, lane.executor)
+                except Exception as error:  # noqa: BLE001 - a lane outlives whatever becomes of the database
+                    # A job that could not be ended is queued again when its lease passes.
+                    tell_failure("no job can be claimed or ended", error)
+                    self._stopping.wait(1.0)
         finally:
             lane.executor.close()
 
     def _claim(self, lane: Lane) -> Job | None:
-        try:
-            with self._database.snapshot() as stores:
-                if not stores.jobs.is_due(lane.kinds, self._clock.now()):
-                    return None
-            with self._database.transaction() as stores:
-                # Not before: it may have waited for another writer for as long as a lease lasts.
-                now = self._clock.now()
-                return stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
-        except Exception as error:  # a lane outlives whatever becomes of the database
-            log.error("no job can be claimed", reason=str(error), exc_info=not isinstance(error, StoreUnavailable))
-            self._stopping.wait(1.0)
-            return None
+        with self._database.snapshot() as stores:
+            if not stores.jobs.is_due(lane.kinds, self._clock.now()):
+                return None
+        with self._database.transaction() as stores:
+            # Not before: it may have waited for another writer for as long as a lease lasts.
+            now = self._clock.now()
+            return stores.jobs.claim(lane.kinds, self.name, now, now + LEASE)
 
     def _run_job(self, job: Job, executor: Executor) -> None:
         structlog.contextvars.clear_contextvars()
@@ -266,8 +266,8 @@ class Worker:
         try:
             for project in self._reconciliation.discover():
                 log.info("connected project found", project=project.id)
-        except (LabelStudioError, StoreUnavailable) as error:
-            log.warning("Label Studio could not be asked for its projects", reason=str(error))
+        except Exception as error:  # noqa: BLE001 - reconciliation goes on with the projects that are known
+            tell_failure("Label Studio could not be asked for its projects", error)
 
     def _remove_what_nobody_needs(self) -> None:
         """Remove versions and features that nobody needs; slow where there are many, so nothing waits for it."""
@@ -276,8 +276,8 @@ class Worker:
                 with self._database.transaction() as stores:
                     stores.jobs.prune(self._clock.now() - self._job_history)
                 self._retention.run()
-            except (TandemError, OSError) as error:
-                log.error("what nobody needs cannot be removed", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - nobody else removes it
+                tell_failure("what nobody needs cannot be removed", error)
 
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""
@@ -285,8 +285,8 @@ class Worker:
         while not self._stopping.wait(1.0):
             try:
                 self._requeue_lost_and_sync(self._clock.now())
-            except Exception as error:  # nobody else keeps it
-                log.error("house cannot be kept", reason=str(error), exc_info=not isinstance(error, StoreUnavailable))
+            except Exception as error:  # noqa: BLE001 - nobody else keeps it
+                tell_failure("house cannot be kept", error)
 
     def _requeue_lost_and_sync(self, now: datetime) -> None:
         with self._database.transaction() as stores:

@@ -483,6 +483,19 @@ class TestHouse:
             project.clock.forward(301)
             wait_for(lambda: n_syncs() == 2)
 
+    def test_a_lane_outlives_a_job_that_cannot_be_ended(self, project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        may_end = threading.Event()
+        job = enqueue(project)
+        with running(make_worker(project, FakeExecutor(lambda *_: str(may_end.wait(20))))):
+            wait_for(is_now(project, job, JobStatus.RUNNING))
+            with monkeypatch.context() as broken:
+                broken.setattr(SqlDatabase, "transaction", _out_of_order)
+                may_end.set()
+                time.sleep(1.5)
+            assert project.projects.job(job.id).status is JobStatus.RUNNING
+            project.clock.forward(LEASE.total_seconds() + 1)
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
     def test_old_jobs_are_cleared_away(self, project: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("backend.worker.RETENTION_INTERVAL_S", 0.01)
         old = [job.id for job in project.projects.jobs(PROJECT)]
