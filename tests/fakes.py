@@ -187,7 +187,7 @@ class FakeProject:
     annotations: dict[int, Annotation] = field(default_factory=dict)
     webhooks: list[Webhook] = field(default_factory=list)
     predictions: list[Suggestion] = field(default_factory=list)
-    backends: list[str] = field(default_factory=list)
+    backends: dict[str, str] = field(default_factory=dict)
     views: list[TaskView] = field(default_factory=list)
     sampling: Sampling = Sampling.SEQUENTIAL
 
@@ -217,7 +217,8 @@ class FakeGateway:
             title=snapshot.title or "",
             label_config=snapshot.label_config or LabelConfig(),
         )
-        project.backends += [backend_url] if backend_url else []
+        if backend_url:
+            project.backends[backend_url] = "Tandem"
         self.projects[snapshot.identity.label_studio_id] = project
         return project
 
@@ -236,6 +237,10 @@ class FakeGateway:
     def connected_projects(self, backend_url: str) -> list[int]:
         self._open("connected_projects")
         return [number for number, project in self.projects.items() if backend_url in project.backends]
+
+    def titles_of_others(self, project: int, backend_url: str) -> set[str]:
+        backends = self._open("titles_of_others", project).backends
+        return {title for url, title in backends.items() if url != backend_url} - {backends.get(backend_url)}
 
     def annotated_tasks(
         self,

@@ -82,7 +82,7 @@ class World:
         self.promoting = Promoting(database, self.features, self.artifacts, self.scheduler, self.policy)
         self.training = Training(database, self.features, self.artifacts, self.clock, self.promoting, self.policy)
         self.prediction = self.new_prediction()
-        self.pushing = Pushing(database, self.features, self.prediction, self.gateway, enabled=True)
+        self.pushing = self.new_pushing()
         self.review = Review(database, self.artifacts)
         self.querying = self.new_querying()
         self.reconciliation = Reconciliation(database, self.gateway, self.clock, self.scheduler, public_url=PUBLIC_URL)
@@ -113,6 +113,12 @@ class World:
             timeout_s=5,
             disclosure=disclosure or Disclosure(),
         )
+
+    def new_pushing(
+        self, *, with_gateway: bool = True, public_url: str | None = PUBLIC_URL, enabled: bool = True
+    ) -> Pushing:
+        gateway = self.gateway if with_gateway else None
+        return Pushing(self.database, self.features, self.prediction, gateway, public_url=public_url, enabled=enabled)
 
     def new_querying(self, *, strategy: str = "tandem", enabled: bool = True, batch_size: int = 4) -> Querying:
         return Querying(

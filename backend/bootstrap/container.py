@@ -153,6 +153,7 @@ class Container(Adapters):
             self.features,
             self.prediction,
             self.gateway,
+            public_url=self.settings.public_url,
             enabled=self.settings.push_predictions,
         )
 

@@ -113,17 +113,29 @@ class LabelStudioClient:
 
         Label Studio calls ``/health`` and ``/setup`` of every backend of a project each time it is asked for them.
         """
-        wanted = _normalised(backend_url)
         connected = []
         for project in self._project_ids():
             try:
-                answer = self._get("/api/ml", {"project": str(project)})
+                backends = self._backends(project)
             except LabelStudioRejected as error:
                 log.warning("backends of a project cannot be listed", label_studio_project=project, problem=str(error))
                 continue
-            if any(_normalised(backend.url) == wanted for backend in parse_each(BackendPayload, _items(answer))):
+            if any(_lead_to_the_same(backend.url, backend_url) for backend in backends):
                 connected.append(project)
         return sorted(connected)
+
+    def titles_of_others(self, project: int, backend_url: str) -> set[str]:
+        """Return the titles that only backends with another URL have in a project.
+
+        Label Studio calls ``/health`` and ``/setup`` of each of them.
+        """
+        titles: dict[bool, set[str]] = {True: set(), False: set()}
+        for backend in self._backends(project):
+            titles[_lead_to_the_same(backend.url, backend_url)].add(backend.title or "")
+        return titles[False] - titles[True]
+
+    def _backends(self, project: int) -> list[BackendPayload]:
+        return parse_each(BackendPayload, _items(self._get("/api/ml", {"project": str(project)})))
 
     def _project_ids(self) -> set[int]:
         ids: set[int] = set()
@@ -315,6 +327,10 @@ def _items(answer: object) -> list[object]:
 
 def _is_secret_header(name: str) -> bool:
     return name.lower() == SECRET_HEADER.lower()
+
+
+def _lead_to_the_same(one_url: str, another_url: str) -> bool:
+    return _normalised(one_url) == _normalised(another_url)
 
 
 def _normalised(url: str) -> tuple[str, str, int | None, str]:

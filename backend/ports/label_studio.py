@@ -27,6 +27,9 @@ class LabelStudioGateway(Protocol):
     def connected_projects(self, backend_url: str) -> list[int]:
         """Return the ids of the projects that have a backend with this URL."""
 
+    def titles_of_others(self, project: int, backend_url: str) -> set[str]:
+        """Return the titles that only backends with another URL have in a project."""
+
     def annotated_tasks(self, project: int, schema: LabelSchema) -> Iterator[list[AnnotatedTask]]:
         """Yield all tasks of a project page by page, with all their annotations, skipped ones included."""
 

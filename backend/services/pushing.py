@@ -10,7 +10,7 @@ pretrained network does not know, and for long for nothing else, stays random.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,12 +71,14 @@ class Pushing:
         suggester: Suggester,
         gateway: LabelStudioGateway | None,
         *,
+        public_url: str | None,
         enabled: bool,
     ) -> None:
         self._database = database
         self._features = features
         self._suggester = suggester
         self._gateway = gateway
+        self._public_url = public_url
         self._enabled = enabled
 
     def run(self, project_id: int, report: ReportProgress) -> str:
@@ -94,6 +96,7 @@ class Pushing:
         in_use = isinstance(pool.version, PretrainedVersion) or self._point(self._gateway, pool, stored)
         if in_use:
             self._record(pool)
+        if in_use or pool.version.name in stored:
             self._clear(self._gateway, pool, stored)
         return f"{n_pushed} suggestions of {pool.version.name} pushed" + ("" if in_use else "; project uses another")
 
@@ -153,7 +156,7 @@ class Pushing:
         """Make the pushed version the project's, unless somebody chose something else by hand."""
         label_studio_id = pool.project.identity.label_studio_id
         current = gateway.project(label_studio_id).model_version
-        if current == "" or (current in stored and not is_version_name(pool.project.id, current)):
+        if current is not None and self._is_chosen(gateway, pool.project, current, stored):
             log.info("pointer left alone", project=pool.project.id, version=current or "pre-annotation is off")
             return False
         if pool.version.name not in stored:
@@ -162,6 +165,18 @@ class Pushing:
             gateway.set_model_version(label_studio_id, pool.version.name)
             log.info("suggestions pushed", project=pool.project.id, version=pool.version.name, was=current)
         return True
+
+    def _is_chosen(
+        self, gateway: LabelStudioGateway, project: Project, pointer: str, stored: Mapping[str, int]
+    ) -> bool:
+        """Tell whether somebody chose what the pointer names: nothing, predictions or a backend that are not ours."""
+        if pointer == "":
+            return True
+        if is_version_name(project.id, pointer):
+            return False
+        if pointer in stored or self._public_url is None:
+            return pointer in stored
+        return pointer in gateway.titles_of_others(project.identity.label_studio_id, self._public_url)
 
     def _record(self, pool: Pool) -> None:
         with self._database.transaction() as stores:

@@ -199,6 +199,13 @@ def test_connected_projects(annotator: Annotator, client: LabelStudioClient, bac
     assert client.connected_projects("http://nobody.example") == []
 
 
+def test_titles_of_other_backends(annotator: Annotator, client: LabelStudioClient, backend: Backend) -> None:
+    project = annotator.create_project()
+    annotator.connect(project, backend, title="Detector")
+    assert client.titles_of_others(project, "http://tandem.example") == {"Detector"}
+    assert client.titles_of_others(project, backend.url + "/") == set()
+
+
 def test_the_webhook_made_by_label_studio_is_given_our_secret(
     annotator: Annotator, client: LabelStudioClient, backend: Backend
 ) -> None:

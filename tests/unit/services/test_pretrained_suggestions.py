@@ -13,7 +13,6 @@ import pytest
 from backend.domain import Disclosure, JobKind, NoSuggestion, Sampling, Suggestion
 from backend.errors import EmbedderUnavailable
 from backend.pretrained import is_pretrained_name
-from backend.services.pushing import Pushing
 from tests.factories import make_config, make_task
 from tests.world import PROJECT, World, pets
 
@@ -136,8 +135,8 @@ class TestPush:
         assert embedded.label_studio.model_version == lost.version
 
     def test_none_when_switched_off(self, embedded: World) -> None:
-        pushing = Pushing(embedded.database, embedded.features, embedded.prediction, embedded.gateway, enabled=False)
-        assert "PUSH_PREDICTIONS is off" in pushing.run(PROJECT, embedded.reports)
+        off = embedded.new_pushing(enabled=False)
+        assert "PUSH_PREDICTIONS is off" in off.run(PROJECT, embedded.reports)
         assert embedded.label_studio.predictions == []
 
     def test_an_embedder_that_is_down_is_waited_for(self, embedded: World) -> None:

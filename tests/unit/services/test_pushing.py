@@ -10,9 +10,8 @@ import pytest
 from backend.domain import JobKind, LabelConfig, LabelSchema, Suggestion
 from backend.errors import CheckpointCorrupt, LabelStudioUnavailable
 from backend.promotion import version_key
-from backend.services.pushing import Pushing
 from tests.factories import make_config, make_schema, make_snapshot
-from tests.world import PROJECT, World, pets
+from tests.world import PROJECT, PUBLIC_URL, World, pets
 
 
 @pytest.fixture
@@ -172,6 +171,36 @@ class TestOtherPeoplesChoices:
         assert labelled.push().endswith("; project uses another")
         assert labelled.label_studio.model_version == "gpt-7"
 
+    def test_another_backend_somebody_chose_stays_chosen(self, labelled: World) -> None:
+        labelled.label_studio.backends["http://detector.test:9090"] = "Detector"
+        labelled.label_studio.model_version = "Detector"
+        assert labelled.push().endswith("; project uses another")
+        assert labelled.label_studio.model_version == "Detector"
+
+    def test_a_backend_of_ours_is_followed_by_its_version(self, labelled: World) -> None:
+        labelled.label_studio.backends |= {PUBLIC_URL: "Twin", "http://detector.test:9090": "Twin"}
+        labelled.label_studio.model_version = "Twin"
+        labelled.push()
+        assert labelled.label_studio.model_version == labelled.active.name
+
+    def test_without_a_public_url_every_backend_may_be_ours(self, labelled: World) -> None:
+        labelled.label_studio.backends["http://detector.test:9090"] = "Detector"
+        labelled.label_studio.model_version = "Detector"
+        labelled.new_pushing(public_url=None).run(PROJECT, labelled.reports)
+        assert labelled.label_studio.model_version == labelled.active.name
+
+    @pytest.mark.parametrize("pointer", ["", "gpt-7"])
+    def test_what_nobody_chose_does_not_pile_up(self, labelled: World, pointer: str) -> None:
+        theirs = Suggestion(task_id=9, class_names=("cat",), score=0.5, version="gpt-7")
+        labelled.label_studio.predictions.append(theirs)
+        labelled.label_studio.model_version = pointer
+        labelled.push()
+        labelled.label({9: "dog", 10: "cat"})
+        labelled.fit()
+        labelled.push()
+        assert {each.version for each in labelled.label_studio.predictions} == {"gpt-7", labelled.active.name}
+        assert labelled.label_studio.model_version == pointer
+
     def test_only_what_is_ours_is_cleared_away(self, labelled: World) -> None:
         others = ["gpt-7", "p51-v1-00000000", "p5-v1-00000000-better"]
         ours = ["p5-v0-untrained", "p5-v7-0000aaaa"]
@@ -222,8 +251,8 @@ class TestNothingToPush:
         assert all(not names for names in {each.class_names for each in labelled.label_studio.predictions})
 
     def test_without_an_api_key_or_switched_off(self, labelled: World) -> None:
-        keyless = Pushing(labelled.database, labelled.features, labelled.prediction, None, enabled=True)
+        keyless = labelled.new_pushing(with_gateway=False)
         assert "LABEL_STUDIO_API_KEY are not set" in keyless.run(PROJECT, labelled.reports)
-        off = Pushing(labelled.database, labelled.features, labelled.prediction, labelled.gateway, enabled=False)
+        off = labelled.new_pushing(enabled=False)
         assert off.run(PROJECT, labelled.reports) == "nothing pushed: PUSH_PREDICTIONS is off"
         assert labelled.gateway.calls == []

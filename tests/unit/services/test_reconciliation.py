@@ -203,7 +203,7 @@ class TestProjects:
         assert world.queued(JobKind.SYNC) is not None
 
     def test_projects_of_other_backends_are_none_of_ours(self, world: World) -> None:
-        world.label_studio.backends = ["http://other.test:9090"]
+        world.label_studio.backends = {"http://other.test:9090": "Other"}
         assert world.reconciliation.discover() == []
 
 
