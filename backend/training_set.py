@@ -28,7 +28,7 @@ class TrainingSet:
     """What there is to learn from at one moment.
 
     ``agreed`` are all labels that tasks agree on; ``labelled`` those of them that can be learned from, because their
-    images can be had; ``pool`` are digests of images without a label.
+    images can be had; ``pool`` are digests of images without a label; ``versions`` those that say what comes next.
     """
 
     project: Project
@@ -68,7 +68,7 @@ def read_training_set(database: Database, policy: TrainingPolicy, project_id: in
             raise TrainingImpossible(project.label_config.problem or "the label config is not known yet")
         tasks = stores.tasks.all(project_id)
         labels = agreed_labels(stores.annotations.all(project_id), project.schema)
-        versions = tuple(stores.versions.all(project_id))
+        versions = tuple(stores.versions.landmarks(project_id))
     images = {task.id: task.image_digest for task in tasks if task.image_digest}
     labelled = tuple(
         LabelledImage(task_id=task_id, image_digest=images[task_id], class_names=label)

@@ -101,6 +101,21 @@ def rollback(project: ProjectArgument, version: str, as_json: JsonOption = False
     show([encode_version(active)] if as_json else [{"active": active.name}], as_json)
 
 
+@commands.command()
+def forget(
+    project: ProjectArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether this is meant.")] = False,
+) -> None:
+    """Remove all that Tandem keeps of a project, as when it was deleted in Label Studio."""
+    projects = make_container(start()).projects
+    known = projects.get(project)
+    what = f"project {project} {known.project.title!r}: {known.n_tasks} tasks, {known.n_labels} labels, all versions"
+    if not yes:
+        typer.confirm(f"Forget {what}?", abort=True)
+    projects.forget(project)
+    output.print(f"forgotten: {what}", markup=False)
+
+
 def show_job(container: Container, job: Job, wait: bool, as_json: bool) -> None:
     """Print a job; with ``wait``, follow it to its end and exit with 1 if it did not succeed."""
     from backend.routes.api import encode_job

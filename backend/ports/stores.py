@@ -49,6 +49,13 @@ class ProjectStore(Protocol):
     def save(self, project: Project) -> None:
         """Store all fields of a known project."""
 
+    def delete(self, project_id: int) -> None:
+        """Remove a project with its tasks, annotations, jobs, versions and views.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+
 
 class TaskStore(Protocol):
     """Replica of the tasks of each project."""
@@ -231,6 +238,13 @@ class VersionStore(Protocol):
 
     def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
+
+    def landmarks(self, project_id: int) -> list[ModelVersion]:
+        """Return those of a project's versions that say what to train next, newest first.
+
+        These are the active one, the newest that was judged, the newest on each backbone, and all with a network
+        fine-tuned for them.
+        """
 
     def candidates(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions of which nobody has decided yet what they are worth, newest first."""

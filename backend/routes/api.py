@@ -66,6 +66,11 @@ def api_blueprint(container: Container) -> Blueprint:
     def project(project_id: int) -> Json:
         return encode_project(container.projects.get(project_id))
 
+    @routes.delete("/projects/<int:project_id>")
+    def forget(project_id: int) -> tuple[str, int]:
+        container.projects.forget(project_id)
+        return "", 204
+
     @routes.get("/projects/<int:project_id>/jobs")
     def jobs(project_id: int) -> list[Json]:
         now = container.clock.now()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from backend.domain import (
     Job,
     JobKind,
@@ -23,6 +25,8 @@ from backend.pretrained import PretrainedVersion, pretrained_version
 from backend.promotion import version_key
 from model.checkpoint import CorruptCheckpoint, load_version_report
 from model.reports import VersionReport
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,32 @@ class Projects:
             stores.projects.get(project_id)
             return stores.jobs.enqueue(project_id, JobKind.SYNC, self._clock.now(), self._clock.now())
 
+    def forget(self, project_id: int) -> None:
+        """Remove all that is kept of a project; Label Studio keeps its own.
+
+        Where it still has this backend connected, it is met anew at the next occasion. Files go first: interrupted,
+        this can be asked for once more. Features and networks that nobody else needs go with the next clearing up.
+
+        Raises:
+            NotFound: there is no such project.
+            Conflict: a job of it runs.
+        """
+        with self._database.snapshot() as stores:
+            self._refuse_while_running(stores, project_id)
+            versions = stores.versions.all(project_id)
+        for version in versions:
+            self._artifacts.delete(version_key(project_id, version.name))
+        with self._database.transaction() as stores:
+            self._refuse_while_running(stores, project_id)
+            stores.projects.delete(project_id)
+        log.info("project forgotten", project=project_id)
+
+    def _refuse_while_running(self, stores: Stores, project_id: int) -> None:
+        stores.projects.get(project_id)
+        for job in stores.jobs.unfinished():
+            if job.project_id == project_id and job.status is JobStatus.RUNNING:
+                raise Conflict(f"{job.kind} job {job.id} of project {project_id} runs: cancel it, or wait for its end")
+
     def cancel(self, job_id: int) -> Job:
         """Cancel a job, or ask it to stop.
 
@@ -155,7 +185,7 @@ class Projects:
 
     def _overview(self, stores: Stores, project: Project) -> ProjectOverview:
         labels = agreed_labels(stores.annotations.all(project.id), project.schema) if project.schema else {}
-        versions = stores.versions.all(project.id)
+        versions = stores.versions.landmarks(project.id)
         active = stores.versions.active(project.id)
         jobs = stores.jobs.all(project.id)
         n_embedded = stores.tasks.count_embedded(project.id, project.backbone_digest)

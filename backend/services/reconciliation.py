@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from http import HTTPStatus
 
 import structlog
 
 from backend.domain import JobKind, LabelSchema, Progress, Project, ProjectSnapshot
-from backend.errors import LabelStudioError
+from backend.errors import LabelStudioError, LabelStudioRejected
 from backend.ports import Clock, Database, LabelStudioGateway, ReportProgress
 from backend.pretrained import version_in_use
 from backend.scheduling import Scheduler
@@ -68,11 +69,14 @@ class Reconciliation:
     def _reconcile(self, gateway: LabelStudioGateway, project_id: int, report: ReportProgress) -> str:
         with self._database.snapshot() as stores:
             project = known = stores.projects.get(project_id)
-        snapshot = gateway.project(project.identity.label_studio_id)
+        try:
+            snapshot = gateway.project(project.identity.label_studio_id)
+        except LabelStudioRejected as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return self._tell_gone(project, "is not there, or not for this LABEL_STUDIO_API_KEY")
         if snapshot.identity != project.identity:
-            problem = f"project {project.identity.label_studio_id} of Label Studio was deleted and made anew"
-            self._note_problems(project_id, (problem,))
-            return problem
+            return self._tell_gone(project, "was deleted and made anew")
         with self._database.transaction() as stores:
             stored = stores.projects.get(project_id)
             project = self._observe(stored, snapshot)
@@ -101,6 +105,14 @@ class Reconciliation:
             if version and version.name != synced.pushed_version:
                 self._scheduler.push(stores, project_id)
         return f"{changes} changes brought in"
+
+    def _tell_gone(self, project: Project, what: str) -> str:
+        problem = (
+            f"project {project.identity.label_studio_id} of Label Studio {what}: "
+            f"tandem forget {project.id} removes what is kept of it"
+        )
+        self._note_problems(project.id, (problem,))
+        return problem
 
     def _bring_in(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import schemathesis
 from flask import Flask
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, settings
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -79,6 +79,8 @@ def _any_number_of_changes(monkeypatch: pytest.MonkeyPatch) -> None:
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_published_whatever_is_asked(app: Flask, case: Case) -> None:  # noqa: ARG001 - it is asked
+    # what the others ask for stays
+    assume((case.method, (case.path_parameters or {}).get("project_id")) != ("DELETE", PROJECT))
     answer = case.call()
     # without an embedder Tandem is not ready, and says so by a status of the server's errors
     case.validate_response(answer, checks=CHECKS if case.path == "/ready" else (not_a_server_error, *CHECKS))

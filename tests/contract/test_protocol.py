@@ -552,6 +552,11 @@ class TestApi:
         assert answer.status_code == 200
         assert answer.get_json()["reason"] == "rolled back by hand"
 
+    def test_forget(self, learned: Tandem) -> None:
+        answer = learned.client.delete("/api/projects/5")
+        assert (answer.status_code, answer.data) == (204, b"")
+        assert learned.client.get("/api/projects").get_json() == []
+
     def test_metrics(self, learned: Tandem) -> None:
         answer = learned.client.get("/metrics")
         assert answer.content_type.startswith("text/plain")
@@ -587,7 +592,8 @@ class TestApi:
         ("POST", "/api/projects/99/rollback", b'{"version": "../../etc"}', 404, "not_found", None),
         ("DELETE", "/api/jobs/99", b"", 404, "not_found", None),
         ("GET", "/webhook", b"", 405, "method_not_allowed", None),
-        ("DELETE", "/api/projects/99", b"", 405, "method_not_allowed", None),
+        ("DELETE", "/api/projects/99", b"", 404, "not_found", None),
+        ("DELETE", "/api/projects", b"", 405, "method_not_allowed", None),
     ],
 )
 def test_errors_say_what_is_wrong(

@@ -216,6 +216,15 @@ class TestVersions:
         assert model_dir.active.name == first.name
         assert first.name in run_text("rollback", "5", first.name)
 
+    def test_forget(self, model_dir: World) -> None:
+        model_dir.learn(pets(8))
+        asked = RUNNER.invoke(app, ["forget", "5"], input="n\n")
+        assert asked.exit_code == 1
+        assert "project 5 'Pets': 12 tasks, 8 labels, all versions?" in asked.output
+        assert len(run_json("versions", "5")) == 1
+        assert "forgotten: project 5" in run_text("forget", "5", "--yes")
+        assert run_json("status") == []
+
     def test_rollback_to_what_is_not_there(
         self, model_dir: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

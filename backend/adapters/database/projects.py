@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from backend.adapters.database.quick_query import QuickQuery, Reader
-from backend.adapters.database.tables import project_table
+from backend.adapters.database.tables import metadata, project_table
 from backend.domain import UNKNOWN_STAMP, LabelConfig, LabelSchema, Project, ProjectIdentity
 from backend.errors import NotFound
 
@@ -63,6 +63,18 @@ class SqlProjectStore:
         statement = update(project_table).where(project_table.c.id == project.id).values(**_columns(project))
         if self._connection.execute(statement).rowcount == 0:
             raise _unknown(project.id)
+
+    def delete(self, project_id: int) -> None:
+        """Remove a project with every row that refers to it.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        for table in reversed(metadata.sorted_tables):
+            if "project_id" in table.c:
+                self._connection.execute(delete(table).where(table.c.project_id == project_id))
+        if self._connection.execute(delete(project_table).where(project_table.c.id == project_id)).rowcount == 0:
+            raise _unknown(project_id)
 
     def _with_same_id(self, identity: ProjectIdentity) -> list[Project]:
         which = {"label_studio_id": identity.label_studio_id}

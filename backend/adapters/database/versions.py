@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, literal_column, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, literal_column, or_, select, update
 
 from backend.adapters.database.quick_query import QuickQuery, Reader
 from backend.adapters.database.tables import project_table, version_table
-from backend.domain import Metrics, ModelVersion, VersionKind, VersionStatus
+from backend.domain import INTERRUPTED, Metrics, ModelVersion, VersionKind, VersionStatus
 from backend.errors import Conflict, NotFound
 
 
@@ -66,6 +66,10 @@ class SqlVersionStore:
     def all(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions, newest first."""
         return [_version(row) for row in self._connection.execute(_OF_PROJECT, {"project_id": project_id})]
+
+    def landmarks(self, project_id: int) -> list[ModelVersion]:
+        """Return those of a project's versions that say what to train next, newest first: a few among thousands."""
+        return [_version(row) for row in self._connection.execute(_LANDMARKS, {"project_id": project_id})]
 
     def candidates(self, project_id: int) -> list[ModelVersion]:
         """Return a project's versions of which nobody has decided yet what they are worth, newest first."""
@@ -152,6 +156,17 @@ _OF_PROJECT = (
     select(version_table)
     .where(version_table.c.project_id == bindparam("project_id"))
     .order_by(version_table.c.number.desc())
+)
+
+_NUMBERS = select(func.max(version_table.c.number)).where(version_table.c.project_id == bindparam("project_id"))
+_WAS_JUDGED = and_(version_table.c.status != VersionStatus.CANDIDATE, version_table.c.reason != INTERRUPTED)
+_LANDMARKS = _OF_PROJECT.where(
+    or_(
+        version_table.c.status == VersionStatus.ACTIVE,
+        version_table.c.kind == VersionKind.FINETUNE,
+        version_table.c.number.in_(_NUMBERS.where(_WAS_JUDGED)),
+        version_table.c.number.in_(_NUMBERS.group_by(version_table.c.backbone_digest)),
+    )
 )
 
 VERSION = Reader(version_table.c, _version, n_kept=256)

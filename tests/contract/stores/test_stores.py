@@ -11,8 +11,11 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from backend.adapters.database import SqlDatabase
 from backend.domain import (
+    INTERRUPTED,
     UNKNOWN_STAMP,
     Annotation,
+    JobKind,
+    KeptView,
     LabelConfig,
     LabelSchema,
     Metrics,
@@ -22,6 +25,7 @@ from backend.domain import (
     Task,
     VersionKind,
     VersionStatus,
+    ViewKind,
 )
 from backend.errors import Conflict, NotFound
 from backend.ports import Database
@@ -65,6 +69,9 @@ def a_version(number: int, status: VersionStatus = VersionStatus.CANDIDATE) -> M
     )
 
 
+A_VIEW = KeptView(kind=ViewKind.LABEL_NEXT, label_studio_id=3, task_ids=frozenset({1}))
+
+
 def upsert_annotations(database: Database, *annotations: Annotation, read_at: datetime | None = None) -> int:
     with database.transaction() as stores:
         return stores.annotations.upsert(5, annotations, read_at=read_at)
@@ -90,6 +97,29 @@ class TestProjects:
             third = stores.projects.resolve(ProjectIdentity(label_studio_id=5, created_stamp=1_700_000_002))
             assert [second.id, third.id] == [1_000_001, 1_000_002]
             assert [each.id for each in stores.projects.all()] == [project.id, second.id, third.id]
+
+    def test_a_deleted_one_leaves_nothing(self, database: Database, project: Project) -> None:
+        with database.transaction() as stores:
+            other = stores.projects.resolve(ProjectIdentity(label_studio_id=6, created_stamp=1))
+            for each in (project, other):
+                stores.tasks.upsert(each.id, [a_task(1)])
+                stores.annotations.upsert(each.id, [an_annotation(1, 1, "car")])
+                stores.jobs.enqueue(each.id, JobKind.HEAD, NOON, NOON)
+                stores.versions.add(replace(a_version(1), project_id=each.id))
+                stores.views.save(each.id, A_VIEW)
+            stores.projects.delete(project.id)
+        with database.transaction() as stores:
+            assert stores.projects.all() == [other]
+            assert stores.projects.resolve(project.identity) == project
+            for each, n_left in ((project, 0), (other, 1)):
+                assert stores.tasks.count(each.id) == n_left
+                assert len(stores.annotations.all(each.id)) == n_left
+                assert len(stores.jobs.all(each.id)) == n_left
+                assert len(stores.versions.all(each.id)) == n_left
+                assert (stores.views.get(each.id, A_VIEW.kind) is not None) == bool(n_left)
+            assert stores.versions.next_number(project.id) == 1
+            with pytest.raises(NotFound, match="no project 7"):
+                stores.projects.delete(7)
 
     def test_what_resolve_would_return_can_be_found_in_a_snapshot(self, database: Database, project: Project) -> None:
         without_stamp = ProjectIdentity(label_studio_id=6, created_stamp=UNKNOWN_STAMP)
@@ -390,6 +420,27 @@ class TestVersions:
             assert [version.status for version in stores.versions.all(5)] == ["active", "retired"]
             stores.versions.activate(5, a_version(1).name, "rolled back by hand")
             assert [version.status for version in stores.versions.all(5)] == ["retired", "active"]
+
+    def test_landmarks_are_what_says_what_to_train_next(self, database: Database) -> None:
+        retired, rejected = VersionStatus.RETIRED, VersionStatus.REJECTED
+        history = [
+            replace(a_version(1, retired), kind=VersionKind.FINETUNE, backbone_digest=OTHER_DIGEST),
+            replace(a_version(2, retired), backbone_digest=OTHER_DIGEST),
+            replace(a_version(3, retired), backbone_digest=OTHER_DIGEST),
+            a_version(4, VersionStatus.ACTIVE),
+            a_version(5, rejected),
+            a_version(6, rejected),
+            replace(a_version(7, rejected), reason=INTERRUPTED),
+            a_version(8),
+        ]
+        with database.transaction() as stores:
+            other = stores.projects.resolve(ProjectIdentity(label_studio_id=6, created_stamp=1))
+            stores.versions.add(replace(a_version(9, VersionStatus.ACTIVE), project_id=other.id))
+            for version in history:
+                stores.versions.add(version)
+            landmarks = stores.versions.landmarks(5)
+        assert [version.number for version in landmarks] == [8, 6, 4, 3, 1]
+        assert landmarks == [history[number - 1] for number in (8, 6, 4, 3, 1)]
 
     def test_only_a_candidate_can_be_rejected(self, database: Database) -> None:
         with database.transaction() as stores:

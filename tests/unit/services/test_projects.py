@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from unittest.mock import Mock
+
 import pytest
 
 from backend.domain import JobKind, JobStatus, LabelConfig, VersionKind
-from backend.errors import Conflict, NotFound
+from backend.errors import Conflict, NotFound, StoreUnavailable
 from backend.promotion import version_key
-from tests.factories import NOON, make_snapshot
+from tests.factories import NOON, make_identity, make_snapshot
 from tests.world import PROJECT, World, pets
 
 
@@ -66,6 +69,48 @@ def test_unknown_projects_are_not_found(world: World, question: str) -> None:
         world.projects.train(99, VersionKind.HEAD)
     with pytest.raises(NotFound):
         world.projects.cancel(99)
+
+
+class TestForgetting:
+    def test_nothing_is_left(self, world: World) -> None:
+        version = world.learn(pets(12))
+        world.query()
+        world.projects.forget(PROJECT)
+        with pytest.raises(NotFound, match="no project 5"):
+            world.projects.get(PROJECT)
+        assert not world.artifacts.keys(version_key(PROJECT, version.name))
+        with world.database.snapshot() as stores:
+            assert stores.jobs.unfinished() == []
+
+    def test_what_is_still_connected_is_met_anew(self, world: World) -> None:
+        world.learn(pets(12))
+        world.projects.forget(PROJECT)
+        assert world.learn(pets(12)).number == 1
+
+    def test_other_projects_keep_all_of_theirs(self, world: World) -> None:
+        version = world.learn(pets(12))
+        world.ingestion.setup(make_snapshot(identity=make_identity(label_studio_id=6)))
+        world.projects.forget(6)
+        assert world.projects.get(PROJECT).active == version
+        assert world.artifacts.keys(version_key(PROJECT, version.name))
+
+    def test_not_while_a_job_runs(self, world: World) -> None:
+        version = world.learn(pets(12))
+        with world.database.transaction() as stores:
+            stores.jobs.enqueue(PROJECT, JobKind.EMBED, NOON, NOON)
+            job = stores.jobs.claim([JobKind.EMBED], "worker", NOON, NOON + timedelta(seconds=30))
+        with pytest.raises(Conflict, match=f"embed job {job.id} of project 5 runs: cancel it"):
+            world.projects.forget(PROJECT)
+        assert world.artifacts.keys(version_key(PROJECT, version.name))
+
+    def test_again_where_storage_was_out_of_reach(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        version = world.learn(pets(12))
+        with monkeypatch.context() as patch:
+            patch.setattr(world.artifacts, "delete", Mock(side_effect=StoreUnavailable("the storage is away")))
+            with pytest.raises(StoreUnavailable):
+                world.projects.forget(PROJECT)
+        world.projects.forget(PROJECT)
+        assert not world.artifacts.keys(version_key(PROJECT, version.name))
 
 
 def test_a_version_comes_with_its_report(world: World) -> None:

@@ -185,15 +185,23 @@ class TestProjects:
         connected.label_studio.identity = make_identity(created_stamp=1_800_000_000)
         connected.label_studio.tasks.clear()
         connected.label_studio.annotations.clear()
-        assert connected.sync() == "project 5 of Label Studio was deleted and made anew"
-        assert connected.project.problems == ("project 5 of Label Studio was deleted and made anew",)
+        said = "project 5 of Label Studio was deleted and made anew: tandem forget 5 removes what is kept of it"
+        assert connected.sync() == said
+        assert connected.project.problems == (said,)
         assert len(connected.annotations) == 8
 
     def test_a_deleted_project_is_said(self, connected: World) -> None:
         connected.gateway.projects.clear()
+        said = connected.sync()
+        assert said.startswith("project 5 of Label Studio is not there, or not for this LABEL_STUDIO_API_KEY")
+        assert said.endswith("tandem forget 5 removes what is kept of it")
+        assert connected.project.problems == (said,)
+
+    def test_a_refusal_is_no_deletion(self, connected: World) -> None:
+        connected.gateway.error = LabelStudioRejected("Label Studio answered with 403", status=403)
         with pytest.raises(LabelStudioRejected):
             connected.sync()
-        assert connected.project.problems == ("project 5 is not there",)
+        assert connected.project.problems == ("Label Studio answered with 403",)
 
     def test_connected_projects_are_found_after_a_loss_of_all_state(self, world: World) -> None:
         found = world.reconciliation.discover()
