@@ -6,10 +6,10 @@ Every field is documented in README's table, which a test keeps equal to this fi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import ConfigurationError
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     basic_auth_user: str | None = Field(
         None, description="User for Basic auth on everything but health; off without it"
     )
-    basic_auth_pass: SecretStr | None = Field(None, description="Password for Basic auth")
+    basic_auth_pass: SecretStr | None = Field(None, validate_default=True, description="Password for Basic auth")
     webhook_secret: SecretStr | None = Field(
         None,
         description=(
@@ -167,19 +167,40 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @model_validator(mode="after")
-    def _check_pairs(self) -> Self:
-        if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
-            raise ValueError("BASIC_AUTH_USER and BASIC_AUTH_PASS go together: set both or neither")
-        if self.metrics_port == self.port:
-            raise ValueError(f"METRICS_PORT={self.metrics_port} is PORT, too: choose another one")
-        if self.label_studio_api_key and not self.label_studio_url:
-            raise ValueError("LABEL_STUDIO_API_KEY without LABEL_STUDIO_URL: say where Label Studio is")
-        if self.requests_ca_bundle and not self.requests_ca_bundle.is_file():
-            raise ValueError(f"REQUESTS_CA_BUNDLE={str(self.requests_ca_bundle)!r} is not a file")
-        if self.weights not in ("auto", "none") and not Path(self.weights).is_file():
-            raise ValueError(f"WEIGHTS={self.weights!r} is neither auto, none nor a file")
-        return self
+    @field_validator("label_studio_api_key")
+    @classmethod
+    def _check_it_is_for_something(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if value and others.data.get("label_studio_url", "wrong by itself") is None:
+            raise ValueError("needs LABEL_STUDIO_URL: say where Label Studio is")
+        return value
+
+    @field_validator("basic_auth_pass")
+    @classmethod
+    def _check_user(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if bool(value) != bool(others.data["basic_auth_user"]):
+            raise ValueError("goes together with BASIC_AUTH_USER: set both or neither")
+        return value
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _check_it_is_another_port(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and value == others.data.get("port"):
+            raise ValueError(f"{value} is PORT, too: choose another one")
+        return value
+
+    @field_validator("requests_ca_bundle")
+    @classmethod
+    def _check_file(cls, value: Path | None) -> Path | None:
+        if value and not value.is_file():
+            raise ValueError(f"{str(value)!r} is not a file")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, value: str) -> str:
+        if value not in ("auto", "none") and not Path(value).is_file():
+            raise ValueError(f"{value!r} is neither auto, none nor a file")
+        return value
 
     @property
     def resolved_database_url(self) -> str:

@@ -90,5 +90,5 @@ def test_the_setting_has_the_name_that_requests_knows(authority: Path, monkeypat
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     assert load_settings().requests_ca_bundle == authority
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
-    with pytest.raises(ConfigurationError, match=r"REQUESTS_CA_BUNDLE='/nowhere.pem' is not a file"):
+    with pytest.raises(ConfigurationError, match=r"REQUESTS_CA_BUNDLE: '/nowhere.pem' is not a file"):
         load_settings()

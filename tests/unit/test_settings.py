@@ -62,9 +62,10 @@ def test_a_url_needs_a_port_that_there_is(url: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"BASIC_AUTH_PASS": "secret"}, "go together"),
-        ({"BASIC_AUTH_USER": "tandem"}, "go together"),
-        ({"METRICS_PORT": "9090"}, "is PORT"),
+        ({"BASIC_AUTH_PASS": "secret"}, "BASIC_AUTH_PASS: goes together"),
+        ({"BASIC_AUTH_USER": "tandem"}, "BASIC_AUTH_PASS: goes together"),
+        ({"METRICS_PORT": "9090"}, "METRICS_PORT: 9090 is PORT"),
+        ({"LABEL_STUDIO_API_KEY": "secret"}, "LABEL_STUDIO_API_KEY: needs LABEL_STUDIO_URL"),
         ({"LABEL_STUDIO_URL": "http://u:secret@label-studio.test"}, "would end up in logs"),
         ({"REQUESTS_CA_BUNDLE": "/nowhere.pem"}, "is not a file"),
         ({"WEIGHTS": "/nowhere.pt"}, "neither auto, none nor a file"),
@@ -79,8 +80,20 @@ def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch, wrong: dict[
 
 
 def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PORT", "many"), ("WORKERS", "0"), ("PUBLIC_URL", "tandem")):
+    wrong = {
+        "PORT": "many",
+        "METRICS_PORT": "0",
+        "WORKERS": "0",
+        "PUBLIC_URL": "tandem",
+        "LABEL_STUDIO_URL": "label-studio",
+        "BASIC_AUTH_PASS": "secret",
+        "WEIGHTS": "/nowhere.pt",
+        "REQUESTS_CA_BUNDLE": "/nowhere.pem",
+    }
+    for name, value in wrong.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "is not to blame")
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
-    assert all(name in str(caught.value) for name in ("PORT: ", "WORKERS: ", "PUBLIC_URL: "))
+    said = [line.partition(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert sorted(said) == sorted(wrong)
