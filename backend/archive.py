@@ -19,6 +19,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from backend.adapters.durable import sync_path
 from backend.errors import Conflict, InvalidRequest
 
 MANIFEST = "manifest.json"
@@ -106,6 +107,7 @@ def write_archive(path: Path) -> Iterator[ArchiveWriter]:
             raw.flush()
             os.fsync(raw.fileno())
         temporary.rename(path)
+        sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -126,5 +126,8 @@ def test_pages_elsewhere_change_nothing_with_a_browsers_credentials(
 def test_every_answer_tells_browsers_to_do_nothing_with_it(guarded: FlaskClient, path: str) -> None:
     headers = guarded.get(path).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert headers["Cache-Control"] == "no-store"

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from backend.domain import LabelSchema, Suggestion, Webhook
+from backend.domain import LabelSchema, Sampling, Suggestion, Webhook
 from backend.errors import (
     ConfigurationError,
     LabelStudioError,
@@ -205,11 +205,47 @@ def test_refusals_are_not_tried_again(server: Server, connect: Connect) -> None:
     assert len(server.requests) == 1
 
 
-def test_an_import_whose_answer_is_lost_is_not_sent_again(server: Server, connect: Connect) -> None:
-    server.respond = lambda _: Answer(status=502)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda client: client.import_predictions(5, SCHEMA, suggestions(1)),
+        lambda client: client.import_predictions(5, replace(SCHEMA, nested=True), suggestions(1)),
+        lambda client: client.delete_predictions(5, "v1"),
+        lambda client: client.create_webhook(5, "http://tandem.test/webhook"),
+        lambda client: client.create_view(5, "Label next", [1]),
+    ],
+)
+def test_a_change_whose_answer_is_lost_is_not_sent_again(
+    server: Server, connect: Connect, change: Callable[[LabelStudioClient], object]
+) -> None:
+    views = [{"id": 1, "data": {"title": "Default"}}]
+    server.respond = lambda asked: (
+        Answer(status=502) if asked.method != "GET" else Answer(views if asked.path == "/api/dm/views/" else PROJECT)
+    )
     with pytest.raises(LabelStudioUnavailable):
-        connect().import_predictions(5, SCHEMA, suggestions(1))
-    assert len(server.requests) == 1
+        change(connect())
+    assert len([asked for asked in server.requests if asked.method != "GET"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda client: client.set_model_version(5, "v1"),
+        lambda client: client.set_sampling(5, Sampling.UNCERTAINTY),
+        lambda client: client.update_view(5, 1, [1]),
+    ],
+)
+def test_a_change_that_may_be_made_twice_is_sent_again(
+    server: Server, connect: Connect, change: Callable[[LabelStudioClient], object]
+) -> None:
+    def respond(asked: Request) -> Answer:
+        if asked.method == "GET":
+            return Answer({"id": 1, "data": {"title": "Label next"}})
+        return Answer(status=200 if sum(each.method != "GET" for each in server.requests) > 1 else 502)
+
+    server.respond = respond
+    change(connect())
+    assert len([asked for asked in server.requests if asked.method != "GET"]) == 2
 
 
 def test_silence_ends_in_time(server: Server, connect: Connect) -> None:
