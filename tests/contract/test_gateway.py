@@ -199,6 +199,14 @@ def test_connected_projects(annotator: Annotator, client: LabelStudioClient, bac
     assert client.connected_projects("http://nobody.example") == []
 
 
+def test_a_deleted_project_is_not_found(annotator: Annotator, client: LabelStudioClient) -> None:
+    project = annotator.create_project()
+    annotator.call("DELETE", f"/api/projects/{project}/")
+    with pytest.raises(LabelStudioRejected) as caught:
+        client.project(project)
+    assert caught.value.status == 404
+
+
 def test_titles_of_other_backends(annotator: Annotator, client: LabelStudioClient, backend: Backend) -> None:
     project = annotator.create_project()
     annotator.connect(project, backend, title="Detector")
