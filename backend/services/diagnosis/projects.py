@@ -103,14 +103,13 @@ class ProjectChecks:
         try:
             snapshot = self._gateway.project(project.identity.label_studio_id)
         except LabelStudioError as error:
-            remedy = "delete it there and forget it here, or give the API key's user access to it"
+            remedy = f"was it deleted there: tandem forget {project.id}; else give the API key's user access to it"
             yield failed(Check.PROJECT, f"Label Studio does not show it: {error}", remedy, project=project.id)
             return
         if snapshot.identity != project.identity:
             found = f"project {project.identity.label_studio_id} was deleted in Label Studio and made anew"
-            yield warning(
-                Check.PROJECT, found, "none: this one is history, the new one has an id of its own", project=project.id
-            )
+            remedy = f"tandem forget {project.id} removes what is kept of it; the new one has an id of its own"
+            yield warning(Check.PROJECT, found, remedy, project=project.id)
             return
         yield ok(
             Check.PROJECT,

@@ -411,11 +411,15 @@ class TestProjects:
 
     def test_one_that_is_gone_in_label_studio(self, patient: Patient) -> None:
         del patient.world.gateway.projects[PROJECT]
-        assert patient.only(Check.PROJECT).status is Status.FAILED
+        found = patient.only(Check.PROJECT)
+        assert found.status is Status.FAILED
+        assert "tandem forget 5" in found.remedy
 
     def test_one_that_was_made_anew(self, patient: Patient) -> None:
         patient.world.label_studio.identity = make_identity(PROJECT, 1_800_000_000)
-        assert patient.only(Check.PROJECT).status is Status.WARNING
+        found = patient.only(Check.PROJECT)
+        assert found.status is Status.WARNING
+        assert "tandem forget 5" in found.remedy
 
     def test_not_connected(self, patient: Patient) -> None:
         assert patient.inspector
