@@ -8,7 +8,7 @@ from functools import cached_property
 
 from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.database import SqlDatabase
-from backend.adapters.durable import write_whole
+from backend.adapters.durable import exclusive_lock, write_whole
 from backend.adapters.embedders import EmbedderClient
 from backend.adapters.features import FeatureFiles
 from backend.adapters.image_cache import ImageCache
@@ -58,9 +58,10 @@ class Adapters:
             return None
         path = self.settings.model_dir / "webhook_secret"
         make_writable(self.settings.model_dir)
-        if not path.exists():
-            write_whole(path, secrets.token_urlsafe(32).encode())
-            path.chmod(0o600)
+        # web process and worker start together, and have to agree
+        with exclusive_lock(path.with_name("webhook_secret.lock")):
+            if not path.exists():
+                write_whole(path, secrets.token_urlsafe(32).encode(), mode=0o600)
         return path.read_text()
 
     @cached_property
