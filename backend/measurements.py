@@ -7,11 +7,14 @@ What the database knows is not counted here.
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -20,6 +23,42 @@ log = structlog.get_logger()
 ANSWER_BOUNDS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Metric = TypeVar("Metric", Counter, Histogram)
+
+FIRST_FILE_BYTES = 2**16
+
+
+class AllocatedCounts(MmapedDict):
+    """Counts in a file, as prometheus_client keeps them, that has all of its room on the disk before it is mapped.
+
+    Else it is full of holes, and where there is no room for one that is written to, the system ends the process.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        """Open a file, or make it.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        if not read_mode:
+            _allocate(filename, FIRST_FILE_BYTES)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        # by more than a key is long, and never by less than what it needs
+        needed = self._used + 2 * len(key.encode()) + 64
+        n_bytes = self._capacity
+        while n_bytes < needed:
+            n_bytes *= 2
+        _allocate(self._fname, n_bytes)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+
+def _allocate(filename: str, n_bytes: int) -> None:
+    with Path(filename).open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, n_bytes)
+
+
+values.MmapedDict = AllocatedCounts  # type: ignore[attr-defined]  # where they are made
 
 _OWN = CollectorRegistry()
 
