@@ -81,22 +81,32 @@ class Supervisor:
         stopping = self._others_ended if command.ends_last else self._stopping
         while not stopping.is_set():
             started_s = time.monotonic()
-            # a session of its own: Ctrl-C reaches the supervisor only, which then ends all in good order
-            # what is inheritable is handed on: the lock on what it counts into
-            with subprocess.Popen(command.arguments, env=environment, start_new_session=True, close_fds=False) as child:
-                while child.poll() is None and not stopping.wait(0.2):
-                    pass
-                if child.poll() is None:
-                    _end(child, LAST_GRACE_S if command.ends_last else GRACE_S)
-                    return
-            if child.returncode == CONFIGURATION_STATUS:
+            status: int | str
+            try:
+                status = self._run_once(command, environment, stopping)
+            except OSError as error:  # there is no memory or no process id left, or its program is being replaced
+                status = f"not started: {error}"
+            if stopping.is_set():
+                return
+            if status == CONFIGURATION_STATUS:
                 self._status = CONFIGURATION_STATUS
                 self._stopping.set()
                 return
             lived_s = time.monotonic() - started_s
             pause_s = 0.5 if lived_s > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * pause_s)
-            log.error("process ended and is started again", name=command.name, status=child.returncode, pause_s=pause_s)
+            log.error("process ended and is started again", name=command.name, status=status, pause_s=pause_s)
             stopping.wait(pause_s)
+
+    def _run_once(self, command: Command, environment: Mapping[str, str], stopping: threading.Event) -> int:
+        """Start a process, wait until it ends or is to be ended, and return its status."""
+        # a session of its own: Ctrl-C reaches the supervisor only, which then ends all in good order
+        # what is inheritable is handed on: the lock on what it counts into
+        with subprocess.Popen(command.arguments, env=environment, start_new_session=True, close_fds=False) as child:
+            while child.poll() is None and not stopping.wait(0.2):
+                pass
+            if child.poll() is None:
+                _end(child, LAST_GRACE_S if command.ends_last else GRACE_S)
+        return child.returncode
 
 
 @contextmanager

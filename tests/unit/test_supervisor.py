@@ -74,6 +74,26 @@ def test_a_process_that_dies_is_started_again_and_the_other_one_left_alone(
     assert supervisor.poll() is None
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As when there is no memory for it, or no process id; here its program is not there yet."""
+    script = """
+import sys
+from backend.supervisor import Command, Supervisor
+waits = "import os, sys, time; open(sys.argv[1] + '-ran', 'a').write(str(os.getpid())); time.sleep(100)"
+Supervisor([Command(name="web", arguments=(sys.argv[1], "-c", waits, sys.argv[1]))]).run()
+"""
+    program = tmp_path / "web"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(program)], stdout=subprocess.PIPE, text=True
+    ) as supervisor:
+        assert supervisor.stdout
+        assert "not started" in supervisor.stdout.readline()
+        program.symlink_to(sys.executable)
+        wait_for(lambda: bool(pids(tmp_path / "web-ran")))
+        supervisor.terminate()
+        assert supervisor.wait(20) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_all_end_together_even_one_that_does_not_listen(
     supervisor: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
