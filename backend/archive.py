@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from backend.errors import Conflict, InvalidRequest
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+"""What reading an entry raises that was damaged."""
 
 
 def _entry_name(name: str) -> str:
@@ -139,7 +142,7 @@ class ArchiveReader:
                         break
                     digest.update(chunk)
                     yield chunk
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{name} in the backup cannot be read ({error}): take another backup") from error
         if n_bytes != entry.n_bytes or digest.hexdigest() != entry.sha256:
             raise InvalidRequest(f"{name} in the backup was altered or is incomplete: take another backup")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_flipped_bit_is_found(path: Path) -> None:
     content[content.index(b"weightsweights") + 100] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(InvalidRequest, match=r"weights\.bin in the backup"), read_archive(path) as archive:
+        archive.verify()
+
+
+def test_a_compressed_entry_that_cannot_be_expanded_is_refused(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        header = file.getinfo("database/task.jsonl").header_offset
+    content = bytearray(path.read_bytes())
+    # lengths of name and further fields, which the compressed bytes come after
+    beginning = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
+    content[beginning] |= 0b110  # a kind of block that there is not (RFC 1951)
+    path.write_bytes(bytes(content))
+    with pytest.raises(InvalidRequest, match=r"task\.jsonl in the backup"), read_archive(path) as archive:
         archive.verify()
 
 
