@@ -80,10 +80,9 @@ class ArchiveWriter:
         manifest = ArchiveManifest(created_at=datetime.now(UTC), revision=self.revision, entries=self.entries)
         self._file.writestr(MANIFEST, manifest.model_dump_json())
 
-    def add_file(self, name: str, path: Path) -> None:
-        """Add a file."""
-        with path.open("rb") as source:
-            self.add(name, _chunks(source))
+    def add_file(self, name: str, source: IO[bytes]) -> None:
+        """Add an open file."""
+        self.add(name, _chunks(source))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Backup:
                 for number, segment in enumerate(self._features.segments(digest)):
                     archive.add(f"features/{digest}/{number:06d}.safetensors", [segment])
             if self._secret_path.exists():
-                archive.add_file(SECRET, self._secret_path)
+                archive.add(SECRET, [self._secret_path.read_bytes()])
         return Contents(
             n_rows=sum(lines.n for lines in rows.values()),
             n_artifacts=len(keys),
@@ -109,13 +110,17 @@ class Backup:
         )
 
     def _add_artifact(self, archive: ArchiveWriter, key: str) -> None:
-        try:
-            folder = self._artifacts.fetch(key)
-        except NotFound as error:
-            log.warning("artifact left out of the backup", key=key, reason=str(error))
-            return
-        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-            archive.add_file(f"artifacts/{key}{SEPARATOR}{file.relative_to(folder).as_posix()}", file)
+        with ExitStack() as opened:
+            try:
+                folder = self._artifacts.fetch(key)
+                paths = sorted(each for each in folder.rglob("*") if each.is_file())
+                # all at once: what is removed meanwhile can be read on
+                files = [(path, opened.enter_context(path.open("rb"))) for path in paths]
+            except (NotFound, FileNotFoundError) as error:
+                log.warning("artifact left out of the backup", key=key, reason=str(error))
+                return
+            for path, file in files:
+                archive.add_file(f"artifacts/{key}{SEPARATOR}{path.relative_to(folder).as_posix()}", file)
 
     def _check_empty(self, archive: ArchiveReader, keys: set[str], digests: set[str]) -> None:
         """Refuse to mix a backup with something else; what is in it may be there already."""

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from backend.adapters.features import FeatureFiles
 from backend.adapters.object_storage import ObjectStorage
 from backend.adapters.shared_artifacts import SharedArtifacts
 from backend.adapters.shared_features import SharedFeatures
+from backend.archive import ArchiveWriter
 from backend.domain import JobKind, Suggestion
 from backend.errors import ConfigurationError, Conflict, InvalidRequest
 from backend.ports import DatabaseDump
+from backend.promotion import version_key
 from backend.services.backup import Backup
 from tests.factories import NOON, make_task
 from tests.object_storage import S3Server
@@ -147,6 +150,27 @@ def test_a_backup_taken_while_others_write_is_of_one_moment(learned: World, tmp_
     restored = restored_world(tmp_path / "second", f"sqlite:///{tmp_path / 'second.sqlite3'}", file)
     assert_suggested(restored, suggestions(learned))
     restored.database.close()
+
+
+@pytest.mark.parametrize("new_url", ["sqlite"], indirect=True)
+def test_what_is_removed_meanwhile_is_in_it_whole(
+    learned: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker removes old versions whenever it likes."""
+    key = version_key(PROJECT, learned.active.name)
+    names = {path.name for path in learned.artifacts.fetch(key).iterdir()}
+    add_file = ArchiveWriter.add_file
+
+    def add_and_remove(archive: ArchiveWriter, name: str, source: IO[bytes]) -> None:
+        add_file(archive, name, source)
+        learned.artifacts.delete(key)
+
+    monkeypatch.setattr(ArchiveWriter, "add_file", add_and_remove)
+    backup_of(learned).write(tmp_path / "backup")
+    with zipfile.ZipFile(tmp_path / "backup") as file:
+        added = {name.rpartition("/")[2] for name in file.namelist() if name.startswith(f"artifacts/{key}/")}
+    assert len(names) > 1
+    assert added == names
 
 
 @pytest.mark.parametrize("new_url", ["sqlite"], indirect=True)
