@@ -123,7 +123,7 @@ class AddressGuard:
     """Connects to hosts with public addresses only, and to trusted hosts wherever they are.
 
     Args:
-        trusted_hosts: as ``host`` or ``host:port``, in lower case.
+        trusted_hosts: as ``host`` or ``host:port``, in lower case; IPv6 addresses with a port in brackets.
         resolve: how host names become addresses.
     """
 
@@ -162,12 +162,14 @@ class AddressGuard:
         raise failure
 
     def _trusts(self, host: str, port: int) -> bool:
-        name = f"[{host}]" if ":" in host else _without_root(host.lower())
+        name = _without_root(host.lower())
         return name in self._trusted_hosts or f"{name}:{port}" in self._trusted_hosts
 
 
 def _without_root(host: str) -> str:
-    """Return ``host`` or ``host:port`` without the dot that may end a complete name."""
+    """Return ``host`` or ``host:port`` without the dot that may end a complete name; an IPv6 address in brackets."""
+    if host.count(":") > 1:
+        return host if host.startswith("[") else f"[{host}]"
     name, colon, port = host.partition(":")
     return name.rstrip(".") + colon + port
 

@@ -108,6 +108,9 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
         ("x.minio.internal", 9000, False),
         ("internal", 9000, False),
         ("::1", 80, True),
+        ("fd00::5", 80, True),
+        ("fd00::6", 9000, True),
+        ("fd00::6", 80, False),
     ],
 )
 def test_trusted_hosts_may_be_anywhere(host, port, trusted):
@@ -116,7 +119,15 @@ def test_trusted_hosts_may_be_anywhere(host, port, trusted):
     def resolve(host, _port):
         return resolver("127.0.0.1")(host, listener.getsockname()[1])
 
-    trusting = "minio.internal", "store:9000", "minio.cluster.", "bucket.cluster.:9000", "[::1]"
+    trusting = (
+        "minio.internal",
+        "store:9000",
+        "minio.cluster.",
+        "bucket.cluster.:9000",
+        "[::1]",
+        "fd00::5",
+        "[fd00::6]:9000",
+    )
     guard = AddressGuard(trusting, resolve)
     with listener, Deadline(5):
         if trusted:
