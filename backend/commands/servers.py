@@ -133,8 +133,8 @@ def web_arguments(settings: Settings, application: str = "backend.gunicorn_hooks
             "--config",
             "python:backend.gunicorn_hooks",
         ),
-        *("--bind", f"{settings.host}:{settings.port}"),
-        *(("--bind", f"{settings.metrics_host}:{settings.metrics_port}") if settings.metrics_port else ()),
+        *("--bind", _bound(settings.host, settings.port)),
+        *(("--bind", _bound(settings.metrics_host, settings.metrics_port)) if settings.metrics_port else ()),
         *("--workers", str(settings.workers), "--worker-class", "gthread"),
         *("--threads", str(n_threads(settings.threads))),
         *("--worker-connections", str(MAX_CONNECTIONS), "--backlog", str(MAX_CONNECTIONS)),
@@ -142,3 +142,8 @@ def web_arguments(settings: Settings, application: str = "backend.gunicorn_hooks
         # without it gunicorn opens a socket in the home folder, which may be read-only
         "--no-control-socket",
     )
+
+
+def _bound(host: str, port: int) -> str:
+    """Return what gunicorn is to listen on; an IPv6 address may stand in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
