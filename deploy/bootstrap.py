@@ -15,6 +15,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 SECRETS = Path("/secrets")
 READERS = Path("/readers")
@@ -43,12 +44,13 @@ def make_missing() -> None:
 def hand_over() -> None:
     """Write what each service reads."""
     value = {name: (SECRETS / name).read_text() for name in MAKERS}
+    database_password = quote(value["tandem_database_password"], safe="")
     files = {
         "database/postgres_password": value["postgres_password"],
         "database/label_studio_database_password": value["label_studio_database_password"],
         "database/tandem_database_password": value["tandem_database_password"],
         "label-studio/label-studio.env": label_studio_environment(value),
-        "tandem/database_url": f"postgresql://tandem:{value['tandem_database_password']}@database:5432/tandem",
+        "tandem/database_url": f"postgresql://tandem:{database_password}@database:5432/tandem",
         "tandem/label_studio_api_key": value["label_studio_token"],
         "tandem/webhook_secret": value["webhook_secret"],
         "monitoring/grafana_password": value["grafana_password"],

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from backend.settings import Settings
 
@@ -67,6 +68,17 @@ def test_a_secret_can_be_shown_and_replaced(
 
     assert capsys.readouterr().out == "another token\n"
     assert (tmp_path / "readers/tandem/label_studio_api_key").read_text() == "another token"
+
+
+def test_a_password_may_hold_any_character(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("p@ss/w%rd#1:x?\n"))
+
+    bootstrap.main(["set", "tandem_database_password"])
+
+    url = make_url((tmp_path / "readers/tandem/database_url").read_text())
+    assert (url.password, url.host, url.database) == ("p@ss/w%rd#1:x?", "database", "tandem")
 
 
 def test_an_empty_secret_and_an_unknown_one_are_refused(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
