@@ -188,6 +188,9 @@ class SharedFeatures:
             self._rest_until_s = time.monotonic() + REST_S
             log.warning("features are not exchanged now", backbone=backbone_digest, reason=str(error))
             return False
+        except OSError as error:  # a full disk is no reason to keep back what is here
+            log.error("features are not exchanged now", backbone=backbone_digest, reason=str(error))
+            return False
 
     def _exchange(self, backbone_digest: str) -> FeatureExchange:
         return FeatureExchange(backbone_digest, self._files, self._storage, self._folder / backbone_digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from backend.adapters.features import FeatureFiles
 from backend.adapters.object_storage import ObjectStorage
 from backend.adapters.shared_features import SharedFeatures
 from backend.errors import StoreUnavailable
-from tests.numbered_rows import BACKBONE, append, assert_holds, digests
+from tests.numbered_rows import BACKBONE, append, assert_holds, digests, found_among
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,20 @@ def test_an_outage_stops_nobody_and_loses_nothing(tmp_path, outage):
     append(restarted, [30])
     assert not waiting(tmp_path, "one")
     assert_holds(machine(tmp_path, "two"), range(31))
+
+
+def test_a_full_disk_keeps_back_nothing_that_is_here(tmp_path, monkeypatch):
+    store = machine(tmp_path, "one")
+    append(store, range(10))
+    append(machine(tmp_path, "two"), range(10, 20))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(FeatureFiles, "add_segment", refuse)
+        assert found_among(store, range(20)) == set(range(10))
+    assert found_among(store, range(20)) == set(range(20))
 
 
 def test_nobody_waits_longer_than_told(tmp_path, monkeypatch):
