@@ -107,7 +107,7 @@ class EmbeddingServer:
                 return self._classify(request, features)
             digest = request.backbone_digest or self.base_digest
             return self._embed(request, digest, self._engine(digest))
-        except (NotFound, CorruptBackbone, EmbedderUnavailable, StoreUnavailable) as error:
+        except (NotFound, CorruptBackbone, EmbedderUnavailable, StoreUnavailable, OSError) as error:
             header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
             return Reply(header=header, rows=np.empty((0, 0), dtype=np.float16))
 

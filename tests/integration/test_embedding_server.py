@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +98,20 @@ def test_a_backbone_it_does_not_have_is_refused(client: EmbedderClient, tmp_path
         with pytest.raises(EmbedderUnavailable, match="backbones/ffff"):
             client.embed([path], backbone_digest="ffff")
     assert len(client.embed([path]).features) == 1
+
+
+def test_a_full_disk_is_told(
+    client: EmbedderClient, server: EmbeddingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that were fine-tuned elsewhere are fetched onto it."""
+    (path,) = draw(tmp_path, 1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(server._artifacts, "fetch", refuse)
+    with pytest.raises(EmbedderUnavailable, match="No space left"):
+        client.embed([path], backbone_digest="ffff")
 
 
 def test_many_threads_share_a_client(client: EmbedderClient, tmp_path: Path) -> None:
