@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,19 @@ def test_no_secret_stands_in_an_environment(service: str) -> None:
     for name, value in (COMPOSITION["services"][service].get("environment") or {}).items():
         if secret.search(name):
             assert innocent.fullmatch(value or ""), f"{name} of {service} is {value}"
+
+
+def test_what_a_backup_stops_is_started_again_also_where_stopping_fails(tmp_path: Path) -> None:
+    engine = tmp_path / "compose"
+    engine.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/told"\n[ "$1" != stop ]\n')
+    engine.chmod(0o700)
+    environment = {"COMPOSE": str(engine), "PATH": "/usr/bin:/bin"}
+
+    ended = subprocess.run([ROOT / "scripts/back-up", tmp_path / "backup"], env=environment, check=False)
+
+    assert ended.returncode == 1
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == ["stop worker tandem label-studio", "start label-studio tandem worker"]
 
 
 def alert_rules() -> Iterator[dict[str, Any]]:
