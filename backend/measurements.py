@@ -24,11 +24,13 @@ ANSWER_BOUNDS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 Metric = TypeVar("Metric", Counter, Histogram)
 
-FIRST_FILE_BYTES = 2**16
+COUNTERS_BYTES = 2**16
+HISTOGRAMS_BYTES = 2**19
+"""Room for all the labels that there can be, in each file of a process."""
 
 
 class AllocatedCounts(MmapedDict):
-    """Counts in a file, as prometheus_client keeps them, that has all of its room on the disk before it is mapped.
+    """Counts in a file, as prometheus_client keeps them, that has its room on the disk before it is mapped.
 
     Else it is full of holes, and where there is no room for one that is written to, the system ends the process.
     """
@@ -40,22 +42,11 @@ class AllocatedCounts(MmapedDict):
             OSError: there is no room for it.
         """
         if not read_mode:
-            _allocate(filename, FIRST_FILE_BYTES)
+            path = Path(filename)
+            with path.open("ab") as file:
+                n_bytes = HISTOGRAMS_BYTES if path.name.startswith("histogram") else COUNTERS_BYTES
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
-
-    def _init_value(self, key: str) -> None:
-        # by more than a key is long, and never by less than what it needs
-        needed = self._used + 2 * len(key.encode()) + 64
-        n_bytes = self._capacity
-        while n_bytes < needed:
-            n_bytes *= 2
-        _allocate(self._fname, n_bytes)
-        super()._init_value(key)  # type: ignore[no-untyped-call]
-
-
-def _allocate(filename: str, n_bytes: int) -> None:
-    with Path(filename).open("ab") as file:
-        os.posix_fallocate(file.fileno(), 0, n_bytes)
 
 
 values.MmapedDict = AllocatedCounts  # type: ignore[attr-defined]  # where they are made
