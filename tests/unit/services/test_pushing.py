@@ -54,6 +54,13 @@ class TestPush:
         assert labelled.push().startswith("0 suggestions")
         assert not {"import_predictions", "set_model_version", "delete_predictions"} & set(labelled.gateway.calls)
 
+    def test_a_task_that_got_its_label_has_nothing_pushed_twice(self, labelled: World) -> None:
+        labelled.push()
+        labelled.label({9: "dog"})
+        labelled.gateway.calls.clear()
+        labelled.push()
+        assert not {"import_predictions", "delete_predictions"} & set(labelled.gateway.calls)
+
     def test_the_version_in_use_keeps_its_suggestions_while_the_new_one_has_none(self, labelled: World) -> None:
         labelled.push()
         first = labelled.active
