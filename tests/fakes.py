@@ -95,7 +95,8 @@ class FakeEmbedder:
     """Features from a file's content, ``b"<class> <number>"``: near each other within a class.
 
     A content that begins with ``broken`` cannot be read; nothing can while ``down``. The pretrained classifier sees
-    which of its ``categories`` an image is of, and one of them in images of any other class.
+    which of its ``categories`` an image is of, and one of them in images of any other class. ``waits`` keeps how urgent
+    each call to ``embed`` was, and how long it would have waited.
     """
 
     BLOCK_SIZES = (4, 12)
@@ -107,6 +108,7 @@ class FakeEmbedder:
         self.finetuned: set[str] = set()
         self.down = False
         self.embedded: list[Path] = []
+        self.waits: list[tuple[bool, float | None]] = []
         self.before_embedding: Callable[[], None] = lambda: None
 
     def base(self) -> EmbedderBackbone:
@@ -118,9 +120,10 @@ class FakeEmbedder:
         paths: Sequence[Path],
         *,
         backbone_digest: str | None = None,
-        urgent: bool = False,  # noqa: ARG002
-        timeout_s: float | None = None,  # noqa: ARG002
+        urgent: bool = False,
+        timeout_s: float | None = None,
     ) -> Embedding:
+        self.waits.append((urgent, timeout_s))
         self._check()
         digest = backbone_digest or self.digest
         if digest != self.digest and digest not in self.finetuned:

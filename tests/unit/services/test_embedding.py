@@ -216,6 +216,16 @@ class TestOnTheSpot:
         assert {task.backbone_digest for task in world.tasks.values()} == {BASE_DIGEST}
         assert world.features.read(BASE_DIGEST, [world.tasks[1].image_digest or ""])[1].all()
 
+    def test_who_waits_is_served_first_and_for_no_longer_than_there_is_time(self, world: World) -> None:
+        world.see_tasks(pets(3))
+        world.embed()
+        assert world.embedder.waits == [(False, None)]
+        world.embedding.features_of(world.project, world.see_tasks({4: "cat"}), BASE_DIGEST, later(5))
+        ((urgent, timeout_s),) = world.embedder.waits[1:]
+        assert urgent
+        assert timeout_s is not None
+        assert 0 < timeout_s <= 5
+
     def test_each_task_without_features_has_its_reason(self, world: World) -> None:
         world.images.contents[image_url("cat", 2)] = ImageNotFound("404 from Label Studio")
         world.images.contents[image_url("cat", 4)] = b"broken file"
