@@ -192,6 +192,7 @@ class FakeProject:
     predictions: list[Suggestion] = field(default_factory=list)
     backends: dict[str, str] = field(default_factory=dict)
     views: list[TaskView] = field(default_factory=list)
+    least_sure_first: dict[str, bool] = field(default_factory=dict)
     sampling: Sampling = Sampling.SEQUENTIAL
 
 
@@ -319,9 +320,10 @@ class FakeGateway:
         title: str,
         task_ids: Sequence[int],
         *,
-        least_sure_first: bool = True,  # noqa: ARG002
+        least_sure_first: bool = True,
     ) -> int:
         found = self._open("create_view", project)
+        found.least_sure_first[title] = least_sure_first
         if not found.views:
             found.views.append(TaskView(id=project * 100, title="Default", task_ids=None))
         view = TaskView(id=found.views[-1].id + 1, title=title, task_ids=frozenset(task_ids))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from backend.domain import AnnotationsSeen, Disclosure, JobKind, Sampling, TaskView, ViewKind
-from backend.errors import LabelStudioUnavailable
-from tests.factories import make_annotation, make_config
+from backend.errors import ImageNotFound, LabelStudioUnavailable
+from backend.services import querying
+from tests.factories import image_url, make_annotation, make_config
 from tests.world import PROJECT, World, pets
 
 WRONG = 7
@@ -83,6 +84,26 @@ class TestTheBatch:
         world.see_tasks({5: "dog"})
         world.query()
         assert shown(world) == {1, 2, 3}
+
+    def test_images_that_cannot_be_had_any_more_are_not_asked(self, world: World) -> None:
+        world.learn(pets(6))
+        world.see_tasks(pets(3, start=7))
+        world.embed()
+        gone = world.tasks[8]
+        (world.folder / "images" / (gone.image_digest or "")).unlink()
+        world.images.contents[gone.image_url or ""] = ImageNotFound("404")
+        world.embedder.digest = "c" * 64
+        world.embed()
+        world.query()
+        assert shown(world) == {7, 9}
+
+    def test_what_repeats_a_skipped_image_is_asked_last(self, world: World) -> None:
+        world.images.contents |= {image_url("cat", number): b"cat twin" for number in (2, 4)}
+        world.see_tasks(pets(6))
+        world.embed()
+        world.label({2: ()})
+        world.query()
+        assert shown(world) == {1, 3, 5, 6}
 
     def test_chance_is_remembered(self, world: World) -> None:
         world.see_tasks(pets(20))
@@ -193,6 +214,15 @@ class TestTheViews:
         assert [each.title for each in second_world.label_studio.views] == ["Default", "Label next"]
         assert shown(second_world) <= set(range(1, 7))
 
+    def test_it_is_followed_though_it_shows_the_right_tasks_already(self, world: World, second_world: World) -> None:
+        second_world.label_studio.views = list(world.label_studio.views)
+        second_world.see_tasks(pets(20))
+        second_world.embed()
+        second_world.query()
+        second_world.label(pets(8))
+        assert "by hand" not in second_world.query()
+        assert shown(second_world) <= set(range(9, 21))
+
 
 class TestSampling:
     def test_the_label_stream_asks_what_is_uncertain(self, world: World) -> None:
@@ -204,6 +234,15 @@ class TestSampling:
         world.label(pets(2))
         world.query()
         assert world.label_studio.sampling is Sampling.SEQUENTIAL, "somebody wants it so"
+
+    def test_it_is_not_switched_again_after_a_loss_of_all_memory(self, world: World, second_world: World) -> None:
+        for each in (world, second_world):
+            each.see_tasks(pets(6))
+            each.embed()
+        world.query()
+        second_world.label_studio.views = list(world.label_studio.views)
+        second_world.query()
+        assert second_world.label_studio.sampling is Sampling.SEQUENTIAL
 
     def test_what_somebody_chose_stays(self, world: World) -> None:
         world.label_studio.sampling = Sampling.UNIFORM
@@ -226,6 +265,25 @@ class TestLabelsToCheck:
         world.ingestion.handle(AnnotationsSeen(project=world.snapshot, tasks=(), annotations=(looked_at,)))
         world.query()
         assert shown(world, "Check these labels") == set()
+
+    def test_what_is_surest_comes_last_to_be_labelled_and_first_to_be_checked(self, world: World) -> None:
+        world.see_tasks(pets(30))
+        world.label(pets(24) | {WRONG: "cat"})
+        world.embed()
+        world.fit()
+        world.query()
+        assert world.label_studio.least_sure_first == {"Label next": True, "Check these labels": False}
+
+    def test_no_more_are_shown_than_somebody_would_look_at(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(querying, "N_SUSPECTS", 1)
+        world.see_tasks(pets(30))
+        world.label(pets(24) | {WRONG: "cat", WRONG + 2: "cat"})
+        world.embed()
+        world.fit()
+        suspects = world.review.suspects(PROJECT).suspects
+        assert {each.task_id for each in suspects} == {WRONG, WRONG + 2}
+        world.query()
+        assert shown(world, "Check these labels") == {suspects[0].task_id}
 
     def test_what_a_suspect_should_be_is_suggested_once(self, world: World) -> None:
         world.see_tasks(pets(30))
