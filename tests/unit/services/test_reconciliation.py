@@ -100,6 +100,18 @@ class TestWhatEventsMissed:
         connected.sync()
         assert set(connected.annotations) == {101, 102}
 
+    def test_a_label_that_was_missing_for_a_moment_comes_back_with_its_event(self, connected: World) -> None:
+        fill(connected, 2)
+        connected.sync()
+        connected.clock.forward(10)
+        given = connected.label_studio.annotations.pop(101)
+        changed = replace(given, updated_at=connected.clock.now() + timedelta(seconds=1))
+        connected.gateway.while_listing = lambda: connected.clock.forward(2)
+        connected.sync()
+        assert set(connected.annotations) == {102}
+        connected.ingestion.handle(AnnotationsSeen(project=connected.snapshot, tasks=(), annotations=(changed,)))
+        assert set(connected.annotations) == {101, 102}
+
     def test_imported_tasks_with_labels(self, connected: World) -> None:
         """Their event tells the tasks only."""
         fill(connected, 4)
@@ -168,11 +180,30 @@ class TestWhatEventsMissed:
         assert connected.queued(JobKind.EMBED) is not None
         assert connected.embed() == "1 images embedded"
 
+    def test_images_that_nobody_came_to_embed_are_embedded(self, connected: World) -> None:
+        fill(connected, 4)
+        connected.sync()
+        connected.finish_jobs()
+        assert connected.sync() == "0 changes brought in"
+        assert connected.queued(JobKind.EMBED) is not None
+
     def test_a_version_that_was_not_pushed_is_pushed(self, connected: World) -> None:
         fill(connected, 8)
         connected.sync()
         connected.embed()
         connected.fit()
+        connected.finish_jobs()
+        connected.sync()
+        assert connected.queued(JobKind.PUSH) is not None
+
+    def test_a_newer_version_than_the_one_that_was_pushed_is_pushed(self, connected: World) -> None:
+        connected.learn(pets(8))
+        connected.see_tasks({20: "cat"})
+        connected.embed()
+        connected.push()
+        first = connected.active
+        assert connected.project.pushed_version == first.name
+        assert connected.learn(pets(4, start=9)) != first
         connected.finish_jobs()
         connected.sync()
         assert connected.queued(JobKind.PUSH) is not None
