@@ -30,7 +30,8 @@ from backend.errors import (
 )
 from backend.heartbeat import LEASE
 from backend.ports import Executor, ReportProgress, Stores
-from backend.worker import MAX_DEATHS, Lane, Worker, has_ended
+from backend.scheduling import Scheduler
+from backend.worker import EMBEDDER_LONGEST_DELAY_S, MAX_DEATHS, Lane, Worker, has_ended
 from tests.factories import make_version
 from tests.fakes import FakeExecutor
 from tests.world import PROJECT, World
@@ -196,6 +197,17 @@ class TestOutcomes:
         ended = project.projects.job(job.id)
         assert (ended.attempts, ended.reason) == (2, "no answer")
 
+    def test_the_embedder_is_asked_again_sooner_and_more_often(self, project: World) -> None:
+        job = enqueue(project)
+        retry = RetryPolicy(max_attempts=2, first_delay_s=100, longest_delay_s=100)
+        errors = [EmbedderUnavailable("starting") for _ in range(3)]
+        with running(make_worker(project, FakeExecutor(Failing(*errors)), retry=retry)):
+            for _ in errors:
+                soon = project.clock.now() + timedelta(seconds=EMBEDDER_LONGEST_DELAY_S)
+                wait_for(lambda soon=soon: project.projects.job(job.id).run_after == soon)
+                project.clock.forward(EMBEDDER_LONGEST_DELAY_S)
+            wait_for(is_now(project, job, JobStatus.SUCCEEDED))
+
     def test_what_kills_every_child_is_given_up_soon(self, project: World) -> None:
         job = enqueue(project)
         errors = [JobProcessDied("the child process was killed (signal 9)") for _ in range(20)]
@@ -325,6 +337,13 @@ class TestLease:
             wait_for(is_now(project, taken, JobStatus.SUCCEEDED))
         with running(make_worker(project, FakeExecutor(), FakeExecutor())):
             wait_for(is_now(project, waiting, JobStatus.SUCCEEDED))
+
+    def test_a_training_waits_for_a_quiet_moment_for_as_long_as_the_settings_say(self, project: World) -> None:
+        project.scheduler = Scheduler(project.clock, replace(project.policy, quiet_s=1800, max_wait_s=3600))
+        with project.database.transaction() as stores:
+            waiting = project.scheduler.soon(stores, PROJECT, JobKind.HEAD)
+        make_worker(project, FakeExecutor())._requeue_lost_and_sync(project.clock.now())
+        assert project.run_after(JobKind.HEAD) == waiting.run_after
 
     @pytest.mark.parametrize("error", [JobFailed("its child was ended, too"), EmbedderUnavailable("it was, too")])
     def test_what_fails_because_everything_is_ended_is_put_back(self, project: World, error: Exception) -> None:
@@ -468,6 +487,22 @@ class TestHouse:
                 stores.jobs.claim([JobKind.SYNC], "w", now, now + timedelta(seconds=30))
                 stores.jobs.finish(first.id, "w", JobStatus.SUCCEEDED, "reconciled", now)
         worker._requeue_lost_and_sync(project.clock.forward(299))
+        assert project.queued(JobKind.SYNC) is None
+        worker._requeue_lost_and_sync(project.clock.forward(2))
+        assert project.queued(JobKind.SYNC) is not None
+
+    def test_a_clock_that_goes_back_does_not_put_it_off(self, project: World) -> None:
+        worker = make_worker(project, FakeExecutor(), FakeExecutor())
+        worker._requeue_lost_and_sync(project.clock.forward(-3600))
+        assert project.queued(JobKind.SYNC) is not None
+
+    def test_it_rests_for_longer_after_one_that_took_long(self, project: World) -> None:
+        worker, now = make_worker(project, FakeExecutor(), FakeExecutor()), project.clock.now()
+        with project.database.transaction() as stores:
+            job = project.scheduler.now(stores, PROJECT, JobKind.SYNC)
+            stores.jobs.claim([JobKind.SYNC], "w", now, now + LEASE)
+            stores.jobs.finish(job.id, "w", JobStatus.SUCCEEDED, "reconciled", project.clock.forward(100))
+        worker._requeue_lost_and_sync(project.clock.forward(1999))
         assert project.queued(JobKind.SYNC) is None
         worker._requeue_lost_and_sync(project.clock.forward(2))
         assert project.queued(JobKind.SYNC) is not None
