@@ -11,6 +11,7 @@ import pytest
 from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.durable import write_whole
 from backend.adapters.features import FeatureFiles
+from backend.adapters.image_cache import ImageCache
 from backend.archive import write_archive
 from tests.numbered_rows import BACKBONE, append, digests
 
@@ -93,6 +94,12 @@ def test_a_version_is_there_whole_before_it_has_its_name(tmp_path: Path, disk: D
 def test_a_file_written_whole_is_there_before_it_has_its_name(tmp_path: Path, disk: Disk) -> None:
     write_whole(tmp_path / "file", b"content")
     assert disk.events == ["sync .file.tmp", "rename to file", f"sync {tmp_path.name.partition('-')[0]}"]
+
+
+def test_an_image_is_there_before_it_has_its_name(tmp_path: Path, disk: Disk) -> None:
+    image = ImageCache(tmp_path, 1000).store([b"image"])
+    named = disk.position(f"rename to {image.digest}")
+    assert [event.partition(" ")[0] for event in disk.events[:named]] == ["sync"]
 
 
 def test_a_backup_is_there_when_it_is_said_to_be(tmp_path: Path, disk: Disk) -> None:
