@@ -163,6 +163,16 @@ def test_a_pool_helps_unless_it_misleads(classes_of_pool: np.ndarray, method: st
         assert accuracies[1] == pytest.approx(accuracies[0], abs=0.01)
 
 
+def test_no_image_has_a_say_in_which_method_judges_it() -> None:
+    folds, targets = np.arange(300) % 3, np.arange(300) // 3 % 2
+    right = 3.0 * np.eye(2, dtype=np.float32)[targets]
+    in_two = (folds == 2)[:, None]
+    logits = {"elsewhere": np.where(in_two, -right, right), "here": np.where(in_two, right, 0)}
+    method, honest = learning._choose(logits, dict.fromkeys(logits, np.ones((300, 1), np.float32)), targets, folds)
+    assert method == "here"
+    np.testing.assert_array_equal(honest[folds == 2], -right[folds == 2])
+
+
 def test_labels_that_mean_nothing_are_not_believed() -> None:
     targets = np.random.default_rng(11).integers(0, 2, 200)
     examples = replace(make_examples(targets), features=make_features(np.zeros(200, int), 12))
