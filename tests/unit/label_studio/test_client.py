@@ -261,6 +261,27 @@ def test_silence_ends_in_time(server: Server, connect: Connect) -> None:
     released.set()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: list(client.annotated_tasks(5, SCHEMA)),
+        lambda client: client.import_predictions(5, SCHEMA, suggestions(1)),
+        lambda client: client.delete_predictions(5, "v1"),
+    ],
+)
+def test_what_keeps_label_studio_busy_is_waited_for(
+    server: Server, connect: Connect, call: Callable[[LabelStudioClient], object]
+) -> None:
+    def respond(asked: Request) -> Answer:
+        if asked.path == "/api/projects/5/":
+            return Answer(PROJECT)
+        time.sleep(0.5)
+        return Answer({"tasks": [], "total": 0, "created": 1})
+
+    server.respond = respond
+    call(connect(timeout_s=0.25))
+
+
 def test_nobody_there() -> None:
     client = LabelStudioClient("http://127.0.0.1:9", LEGACY, None, first_delay_s=0.001)
     with pytest.raises(LabelStudioUnavailable, match="cannot be reached: check LABEL_STUDIO_URL") as caught:
