@@ -275,11 +275,11 @@ def test_what_keeps_label_studio_busy_is_waited_for(
     def respond(asked: Request) -> Answer:
         if asked.path == "/api/projects/5/":
             return Answer(PROJECT)
-        time.sleep(0.5)
+        time.sleep(0.8)
         return Answer({"tasks": [], "total": 0, "created": 1})
 
     server.respond = respond
-    call(connect(timeout_s=0.25))
+    call(connect(timeout_s=0.6))
 
 
 def test_nobody_there() -> None:
