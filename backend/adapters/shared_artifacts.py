@@ -236,7 +236,9 @@ class SharedArtifacts:
                     return False
                 self._verified.add(key)
             return True
-        except (NotFound, FileNotFoundError, ValidationError):
+        except NotFound:
+            return False  # not removed: another process may be putting it there
+        except (FileNotFoundError, ValidationError):
             self._cache.delete(key)
             return False
 

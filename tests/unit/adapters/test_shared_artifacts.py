@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.adapters import shared_artifacts
+from backend.adapters.artifacts import LocalArtifacts
 from backend.adapters.object_storage import ObjectStorage
 from backend.adapters.shared_artifacts import SharedArtifacts
 from backend.errors import ConfigurationError, NotFound, StoreUnavailable
@@ -54,6 +55,26 @@ def test_a_spoilt_cache_is_filled_again(root):
         assert content(machine(root).fetch(KEY)) == CONTENT
     (cached(root, "one").parents[1] / "manifest.json").write_text("{}")
     assert content(machine(root).fetch(KEY)) == CONTENT
+
+
+def test_what_another_process_has_just_fetched_stays(root, monkeypatch):
+    """All processes of a machine want a version the moment that it is promoted."""
+    publish(machine(root))
+    one, other = machine(root, "two"), machine(root, "two")
+    fetch = LocalArtifacts.fetch
+    fetched: list[Path] = []
+
+    def fetch_just_before(cache: LocalArtifacts, key: str) -> Path:
+        try:
+            return fetch(cache, key)
+        finally:
+            if not fetched:
+                fetched.append(Path())
+                fetched[0] = other.fetch(key)
+
+    monkeypatch.setattr(LocalArtifacts, "fetch", fetch_just_before)
+    assert not one._is_cached(KEY)
+    assert content(fetched[0]) == CONTENT
 
 
 def test_what_was_altered_in_the_storage_is_not_used(root):
