@@ -109,8 +109,9 @@ class Worker:
             for lane in self._lanes
         ]
         threads.append(threading.Thread(target=self._keep_house, name="house", daemon=True))
-        # Not waited for in the end: it may be copying gigabytes, and leaves everything in order whenever it ends.
+        # Not waited for in the end: they may copy gigabytes or await an answer, and leave everything in order.
         threading.Thread(target=self._remove_what_nobody_needs, name="retention", daemon=True).start()
+        threading.Thread(target=self._discover, name="discovery", daemon=True).start()
         for thread in threads:
             thread.start()
         while not self._stopping.is_set():
@@ -262,12 +263,15 @@ class Worker:
             log.warning("job lost", job=job.id, reason=str(error))
 
     def _discover(self) -> None:
-        """Ask Label Studio which projects are connected: slow where there are many, so nothing waits for it."""
-        try:
-            for project in self._reconciliation.discover():
-                log.info("connected project found", project=project.id)
-        except Exception as error:  # noqa: BLE001 - reconciliation goes on with the projects that are known
-            tell_failure("Label Studio could not be asked for its projects", error)
+        """Ask Label Studio, until it answers, which projects are connected: slow where there are many."""
+        while not self._stopping.is_set():
+            try:
+                for project in self._reconciliation.discover():
+                    log.info("connected project found", project=project.id)
+                return
+            except Exception as error:  # noqa: BLE001 - reconciliation goes on with the projects that are known
+                tell_failure("Label Studio could not be asked for its projects", error)
+            self._stopping.wait(self._sync_interval.total_seconds())
 
     def _remove_what_nobody_needs(self) -> None:
         """Remove versions and features that nobody needs; slow where there are many, so nothing waits for it."""
@@ -281,7 +285,6 @@ class Worker:
 
     def _keep_house(self) -> None:
         """Requeue what other workers lost, and reconcile each project from time to time."""
-        self._discover()
         while not self._stopping.wait(1.0):
             try:
                 self._requeue_lost_and_sync(self._clock.now())

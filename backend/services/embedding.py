@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -123,11 +124,8 @@ class Embedding:
             if time.monotonic() >= deadline_s:
                 break
             some = missing[start : start + BATCH_SIZE]
-            timeout_s = min(self._image_timeout_s, max(0.1, deadline_s - time.monotonic()))
             try:
-                rows = self._embed(
-                    project.id, [tasks[index] for index in some], digest, timeout_s=timeout_s, deadline_s=deadline_s
-                )
+                rows = self._embed(project.id, [tasks[index] for index in some], digest, deadline_s=deadline_s)
             except (EmbedderUnavailable, ImageUnavailable) as error:
                 for index in missing[start:]:
                     answers[index] = str(error)
@@ -154,23 +152,18 @@ class Embedding:
             for task in known:
                 stores.tasks.record_image(project_id, task)
         unknown = [task for task in tasks if task.image_digest not in found]
-        rows = self._embed(project_id, unknown, digest, timeout_s=self._image_timeout_s)
+        rows = self._embed(project_id, unknown, digest)
         return len(known) + sum(row is not None for _, row in rows)
 
     def _embed(
-        self,
-        project_id: int,
-        tasks: Sequence[Task],
-        digest: str,
-        *,
-        timeout_s: float,
-        deadline_s: float | None = None,
+        self, project_id: int, tasks: Sequence[Task], digest: str, *, deadline_s: float | None = None
     ) -> list[tuple[Task, NDArray[np.float16] | None]]:
         """Fetch, embed and store the images of tasks; return each task as it is now, with its feature row if any.
 
-        Fetching takes ``timeout_s`` at most. Who waits for the answer gives a ``deadline_s``, and is served first.
+        Who waits for the answer gives a ``deadline_s``, and is served first. An image that did not come until then is
+        not held to be out of reach.
         """
-        fetched = self._fetch(tasks, timeout_s)
+        fetched = self._fetch(tasks, deadline_s)
         paths = [image.path for image in fetched if isinstance(image, CachedImage)]
         remaining_s = None if deadline_s is None else max(0.1, deadline_s - time.monotonic())
         rows = self._embedder.embed(paths, backbone_digest=digest, urgent=deadline_s is not None, timeout_s=remaining_s)
@@ -180,8 +173,9 @@ class Embedding:
         embedded = [task.image_digest or "" for task in settled if task.backbone_digest == digest]
         self._features.append(digest, embedded, rows.features, block_sizes=rows.block_sizes)
         with self._database.transaction() as stores:
-            for task in settled:
-                stores.tasks.record_image(project_id, task)
+            for task, image in zip(settled, fetched, strict=True):
+                if deadline_s is None or not isinstance(image, ImageUnavailable):
+                    stores.tasks.record_image(project_id, task)
         for task in settled:
             if task.image_problem:
                 log.warning("image unusable", project=project_id, task=task.id, reason=task.image_problem)
@@ -218,13 +212,18 @@ class Embedding:
             else:
                 return
 
-    def _fetch(self, tasks: Sequence[Task], timeout_s: float) -> list[CachedImage | ImageError]:
-        """Fetch the images of tasks side by side, in order; an image that cannot be had is its error."""
+    def _fetch(self, tasks: Sequence[Task], deadline_s: float | None) -> list[CachedImage | ImageError]:
+        """Fetch the images of tasks side by side, in order; an image that cannot be had, or not yet, is its error."""
 
         def fetch(task: Task) -> CachedImage | ImageError:
             cached = self._images.cached(task.image_digest) if task.image_digest else None
             if cached:
                 return cached
+            # some wait for others before they are fetched at all
+            remaining_s = math.inf if deadline_s is None else deadline_s - time.monotonic()
+            if remaining_s <= 0:
+                return ImageUnavailable("there was no time to fetch its image")
+            timeout_s = min(self._image_timeout_s, remaining_s)
             try:
                 return self._images.fetch(task.image_url or "", label_studio_task_id=task.id, timeout_s=timeout_s)
             except ImageError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from backend.errors import ConfigurationError
-from backend.processes import embedder_address, runtime_folder
+from backend.processes import counts_folder, embedder_address, runtime_folder
 
 CHILD = """
 import time
@@ -63,6 +65,21 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     runtime_folder(tmp_path / "data").chmod(0o755)
     with pytest.raises(ConfigurationError, match="not ours alone"):
         runtime_folder(tmp_path / "data")
+
+
+def test_who_starts_does_not_mind_who_ends_at_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counts_folder(tmp_path) as ending:
+        open_first = os.open
+
+        def open_too_late(path: Path, flags: int) -> int:
+            monkeypatch.undo()
+            shutil.rmtree(ending)
+            return open_first(path, flags)
+
+        monkeypatch.setattr(os, "open", open_too_late)
+        with counts_folder(tmp_path) as starting:
+            assert starting.is_dir()
+    assert not ending.exists()
 
 
 def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:

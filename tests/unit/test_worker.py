@@ -38,7 +38,11 @@ from tests.world import PROJECT, World
 
 
 def make_worker(
-    world: World, *executors: Executor, retry: RetryPolicy | None = None, job_history: timedelta = timedelta(days=7)
+    world: World,
+    *executors: Executor,
+    retry: RetryPolicy | None = None,
+    job_history: timedelta = timedelta(days=7),
+    sync_interval_s: float = 300,
 ) -> Worker:
     """A worker with a lane for heads, and with a second executor one for everything else."""
     others = tuple(kind for kind in JobKind if kind is not JobKind.HEAD)
@@ -53,7 +57,7 @@ def make_worker(
         world.reconciliation,
         world.retention,
         lanes,
-        sync_interval_s=300,
+        sync_interval_s=sync_interval_s,
         job_history=job_history,
         retry=retry or RetryPolicy(first_delay_s=0),
     )
@@ -429,6 +433,15 @@ class TestStart:
         everything = FakeExecutor()
         with running(make_worker(world, FakeExecutor(), everything)):
             wait_for(lambda: [job.kind for job in everything.ran] == [JobKind.SYNC])
+        assert world.project.title == "Pets"
+
+    def test_they_are_found_as_soon_as_label_studio_answers(self, world: World) -> None:
+        world.gateway.error = LabelStudioUnavailable("it is still starting")
+        everything = FakeExecutor()
+        with running(make_worker(world, FakeExecutor(), everything, sync_interval_s=0.05)):
+            wait_for(lambda: world.gateway.calls.count("connected_projects") > 1)
+            world.gateway.error = None
+            wait_for(lambda: JobKind.SYNC in {job.kind for job in everything.ran})
         assert world.project.title == "Pets"
 
     def test_without_label_studio_it_works_all_the_same(self, project: World) -> None:

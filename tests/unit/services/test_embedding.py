@@ -10,7 +10,8 @@ import pytest
 
 from backend.domain import JobKind, TasksDeleted, TasksSeen
 from backend.errors import EmbedderUnavailable, ImageForbidden, ImageNotFound, ImageUnavailable
-from backend.ports import EmbedderBackbone
+from backend.ports import CachedImage, EmbedderBackbone
+from backend.services.embedding import N_FETCHERS
 from tests.factories import BASE_DIGEST, image_url, make_task
 from tests.world import PROJECT, World, pets
 
@@ -225,6 +226,29 @@ class TestOnTheSpot:
         assert urgent
         assert timeout_s is not None
         assert 0 < timeout_s <= 5
+
+    def test_images_that_wait_for_others_are_given_no_more_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tasks = world.see_tasks(pets(3 * N_FETCHERS))
+        fetched = []
+
+        def never_answer(image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:  # noqa: ARG001
+            fetched.append(image_url)
+            time.sleep(timeout_s)
+            raise ImageUnavailable("no answer in time")
+
+        monkeypatch.setattr(world.images, "fetch", never_answer)
+        rows = world.embedding.features_of(world.project, tasks, BASE_DIGEST, later(0.3))
+        assert all(isinstance(row, str) and row.startswith("none of 24 images could be reached") for row in rows)
+        assert len(fetched) == N_FETCHERS
+
+    def test_an_image_that_came_too_late_is_not_held_to_be_out_of_reach(self, world: World) -> None:
+        world.images.contents[image_url("cat", 2)] = ImageUnavailable("no answer in time")
+        tasks = world.see_tasks(pets(3))
+        rows = world.embedding.features_of(world.project, tasks, BASE_DIGEST, later())
+        assert rows[1] == "no answer in time"
+        assert world.tasks[2].image_problem is None
 
     def test_each_task_without_features_has_its_reason(self, world: World) -> None:
         world.images.contents[image_url("cat", 2)] = ImageNotFound("404 from Label Studio")
