@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from backend.domain import JobKind, LabelConfig, LabelSchema, Suggestion
-from backend.errors import CheckpointCorrupt, LabelStudioUnavailable
+from backend.errors import CheckpointCorrupt, LabelStudioRejected, LabelStudioUnavailable
 from backend.promotion import version_key
 from tests.factories import make_config, make_schema, make_snapshot
 from tests.world import PROJECT, PUBLIC_URL, World, pets
@@ -153,6 +153,20 @@ class TestInterruptions:
         labelled.push()
         assert labelled.project.pushed_version == labelled.active.name
 
+    def test_a_pointer_that_was_moved_is_recorded_though_the_old_suggestions_stay(
+        self, labelled: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise LabelStudioRejected("Label Studio answered with 403", status=403)
+
+        labelled.push()
+        labelled.label({9: "dog", 10: "cat"})
+        labelled.fit()
+        monkeypatch.setattr(labelled.gateway, "delete_predictions", refuse)
+        with pytest.raises(LabelStudioRejected):
+            labelled.push()
+        assert labelled.label_studio.model_version == labelled.project.pushed_version == labelled.active.name
+
     def test_an_unreadable_version_says_so(self, labelled: World) -> None:
         labelled.artifacts.delete(version_key(PROJECT, labelled.active.name))
         with pytest.raises(CheckpointCorrupt):
@@ -236,6 +250,15 @@ class TestChangedLabelConfig:
         assert {"delete_predictions", "import_predictions"} <= set(pushed.gateway.calls)
         suggested = {name for each in pushed.label_studio.predictions for name in each.class_names}
         assert suggested <= set(schema.class_names)
+
+    @pytest.mark.parametrize("is_asked", [True, False])
+    def test_they_are_replaced_though_the_event_was_missed(self, pushed: World, is_asked: bool) -> None:
+        pushed.label_studio.label_config = make_config("cat", "hound")
+        if is_asked:
+            pushed.prediction.predict(make_snapshot(make_config("cat", "hound")), [pushed.tasks[9]])
+        else:
+            pushed.sync()
+        assert pushed.queued(JobKind.PUSH) is not None
 
     def test_they_stay_where_classes_are_only_added(self, pushed: World) -> None:
         pushed.configure(make_config("cat", "dog", "bird"))
