@@ -431,9 +431,12 @@ class TestRollback:
         assert world.active.name == first.name
         assert world.learn(pets(4, start=21)).number == 3
 
-    def test_it_lasts_where_a_training_was_under_way(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = world.learn(pets(8))
-        world.learn(pets(8, start=9))
+    @pytest.mark.parametrize("was_active", [False, True])
+    def test_it_lasts_where_a_training_was_under_way(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, was_active: bool
+    ) -> None:
+        first, second = world.learn(pets(8)), world.learn(pets(8, start=9))
+        chosen = second if was_active else first
         world.see_tasks(pets(4, start=17))
         world.label(pets(4, start=17))
         world.embed()
@@ -441,12 +444,12 @@ class TestRollback:
 
         def slowly(training_set: TrainingSet, digest: str) -> Learned:
             learned = learn_head(training_set, digest)
-            world.promoting.rollback(PROJECT, first.name)
+            world.promoting.rollback(PROJECT, chosen.name)
             return learned
 
         monkeypatch.setattr(world.training, "learn_head", slowly)
-        assert f"somebody went back to {first.name} while it was trained" in world.fit()
-        assert world.active.name == first.name
+        assert f"somebody went back to {chosen.name} while it was trained" in world.fit()
+        assert world.active.name == chosen.name
         monkeypatch.undo()
         assert world.fit().startswith("nothing new to learn")
 
@@ -474,7 +477,7 @@ class TestNewVersionsMeanwhile:
         world.learn(pets(30))
         training_set = world.training.training_set(PROJECT)
         second = world.learn(pets(60, start=31))
-        assert second.name in finish_finetuning(world, training_set).reason
+        assert f"against {second.name} on" in finish_finetuning(world, training_set).reason
 
     def test_it_does_not_replace_a_version_that_knows_more_classes(self, world: World) -> None:
         world.learn(pets(20))
