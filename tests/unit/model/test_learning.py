@@ -72,6 +72,13 @@ def test_clear_classes_are_learned_and_the_report_tells_the_truth(with_pool: boo
     assert fresh.log_loss < 0.6
 
 
+def test_a_head_is_as_sure_as_it_is_right_though_those_that_judge_it_learned_from_fewer_labels() -> None:
+    learned = learn_from(make_examples(np.arange(20) % 4), 4)
+    targets = np.arange(800) % 4
+    fresh = evaluate(learned.predictor.predict_proba(make_features(targets, 3)), targets, multiple=False)
+    assert fresh.ece < 0.1
+
+
 @pytest.mark.parametrize("n_labels", [2, 4])
 def test_heads_that_could_not_be_tested_are_not_sure_of_anything(n_labels: int) -> None:
     """By chance all labelled images share a fold: without it there is nothing to learn from."""
