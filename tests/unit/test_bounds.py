@@ -34,6 +34,8 @@ def test_loaded_versions(world: World, tmp_path: Path) -> None:
         loaded = list(threads.map(world.prediction.predictor, versions))
     assert len(loaded) == len(versions)
     assert len(world.prediction._predictors) == N_LOADED_VERSIONS
+    world.prediction.predictor(active)
+    assert active.name in world.prediction._predictors
 
 
 def test_loaded_networks(monkeypatch: pytest.MonkeyPatch) -> None:
