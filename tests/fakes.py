@@ -69,11 +69,13 @@ class FakeImages:
         folder.mkdir(parents=True, exist_ok=True)
         self.contents: dict[str, bytes | ImageError] = {}
         self.fetched: list[str] = []
+        self.timeouts_s: list[float] = []
         self._lock = threading.Lock()
 
-    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:  # noqa: ARG002
+    def fetch(self, image_url: str, *, label_studio_task_id: int, timeout_s: float) -> CachedImage:
         with self._lock:
             self.fetched.append(image_url)
+            self.timeouts_s.append(timeout_s)
         content = self.contents.get(image_url, Path(image_url).stem.replace("-", " ").encode())
         if isinstance(content, ImageError):
             raise content

@@ -59,6 +59,8 @@ class TestInTheBackground:
     def test_new_images_get_their_suggestion_pushed(self, world: World) -> None:
         world.learn(pets(8))
         world.finish_jobs()
+        world.embed()
+        assert world.queued(JobKind.PUSH) is None
         world.see_tasks({9: "cat"})
         world.embed()
         assert world.queued(JobKind.PUSH) is not None
@@ -81,6 +83,12 @@ class TestInTheBackground:
         assert world.tasks[3].image_problem == str(error)
         assert world.tasks[3].backbone_digest is None
         assert {world.tasks[task_id].backbone_digest for task_id in (1, 2, 4, 5)} == {BASE_DIGEST}
+
+    def test_an_image_out_of_reach_that_is_the_only_one_left_does_not_fail(self, world: World) -> None:
+        world.images.contents[image_url("cat", 1)] = ImageUnavailable("timeout")
+        world.see_tasks({1: "cat"})
+        assert world.embed() == "0 images embedded, 1 could not be read"
+        assert world.tasks[1].image_problem == "timeout"
 
     def test_an_image_that_cannot_be_read_costs_only_itself(self, world: World) -> None:
         """Rows and tasks must not slip against each other behind it."""
@@ -221,11 +229,25 @@ class TestOnTheSpot:
         world.see_tasks(pets(3))
         world.embed()
         assert world.embedder.waits == [(False, None)]
-        world.embedding.features_of(world.project, world.see_tasks({4: "cat"}), BASE_DIGEST, later(5))
+        world.embedding.features_of(world.project, world.see_tasks({4: "cat"}), BASE_DIGEST, later(0.9))
         ((urgent, timeout_s),) = world.embedder.waits[1:]
         assert urgent
         assert timeout_s is not None
-        assert 0 < timeout_s <= 5
+        assert timeout_s <= 0.9
+        assert world.images.timeouts_s[:3] == [1, 1, 1]
+        assert world.images.timeouts_s[3] <= 0.9
+
+    def test_a_full_disk_keeps_nothing_back_that_is_known(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_space(*_: object, **__: object) -> None:
+            raise OSError("no space left on device")
+
+        world.see_tasks(pets(3))
+        world.embed()
+        world.see_tasks({4: "cat"})
+        monkeypatch.setattr(world.features, "append", no_space)
+        rows = world.embedding.features_of(world.project, list(world.tasks.values()), BASE_DIGEST, later())
+        np.testing.assert_allclose(rows[1], world.embedder.features(b"cat 2", BASE_DIGEST), rtol=1e-2)  # type: ignore[arg-type]
+        assert rows[3] == "its image is not embedded yet"
 
     def test_images_that_wait_for_others_are_given_no_more_time(
         self, world: World, monkeypatch: pytest.MonkeyPatch
