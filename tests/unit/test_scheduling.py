@@ -103,6 +103,14 @@ def test_a_push_never_rests_longer_than_five_minutes(world: World) -> None:
     assert push(world) == world.clock.now() + timedelta(minutes=5)
 
 
+def test_no_push_rests_from_one_that_will_have_ended_where_the_clock_has_gone_back(world: World) -> None:
+    world.ingestion.setup(world.snapshot)
+    push(world)
+    run_push(world, seconds=20)
+    world.clock.forward(-3600)
+    assert push(world) == world.clock.now()
+
+
 def test_a_fine_tuning_that_failed_is_not_tried_again_at_once(world: World) -> None:
     world.ingestion.setup(world.snapshot)
 
@@ -118,7 +126,10 @@ def test_a_fine_tuning_that_failed_is_not_tried_again_at_once(world: World) -> N
         stores.jobs.finish(job.id, "test", JobStatus.FAILED, "it diverged", run_after)
     world.clock.forward(600)
     assert queue() is None
-    world.clock.forward(3600)
+    world.clock.forward(-3600)
+    assert queue() is not None, "the clock has gone back"
+    world.finish_jobs()
+    world.clock.forward(2 * 3600)
     assert queue() is not None
 
 
