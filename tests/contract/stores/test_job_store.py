@@ -173,6 +173,7 @@ class TestLease:
         enqueue(database)
         job = claimed(database, "w1")
         with database.transaction() as stores:
+            stores.jobs.renew(job.id, "w1", NOON + 30 * SECOND, Progress(done=3, total=9, unit="images"))
             assert stores.jobs.requeue_expired(NOON + 29 * SECOND) == []
             (back,) = stores.jobs.requeue_expired(NOON + 30 * SECOND)
         assert (back.id, back.status, back.run_after, back.worker) == (

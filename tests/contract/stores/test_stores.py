@@ -322,6 +322,14 @@ class TestAnnotations:
         assert upsert_annotations(database, reused) == 1
         assert annotations_of(database) == [reused]
 
+    def test_an_annotation_that_was_deleted_twice_is_gone_since_the_second_time(self, database: Database) -> None:
+        upsert_annotations(database, an_annotation(1, 1, "cat"))
+        with database.transaction() as stores:
+            stores.annotations.delete(5, [1], NOON + SECOND)
+            stores.annotations.delete(5, [1], NOON + 3 * SECOND)
+        assert upsert_annotations(database, an_annotation(1, 1, "dog", updated_at=NOON + 2 * SECOND)) == 0
+        assert annotations_of(database) == []
+
     def test_a_deletion_counts_even_when_label_studio_is_ahead_of_our_clock(self, database: Database) -> None:
         ahead = an_annotation(1, 1, "cat", updated_at=NOON + 60 * SECOND)
         upsert_annotations(database, ahead)
