@@ -152,6 +152,8 @@ class TestAnnotations:
 
 class TestOtherEvents:
     def test_start_training_reconciles_and_trains_and_names_the_job(self, world: World) -> None:
+        world.ingestion.setup(world.snapshot)
+        world.finish_jobs()
         job = world.ingestion.handle(TrainingRequested(project=world.snapshot))
         assert job == world.queued(JobKind.HEAD)
         assert world.queued(JobKind.SYNC) is not None
