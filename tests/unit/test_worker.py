@@ -329,6 +329,10 @@ class TestLease:
     def test_whose_end_is_not_known_keeps_its_lease(self, worker: str) -> None:
         assert not has_ended(worker)
 
+    def test_a_worker_before_this_one_that_had_its_number_has_ended(self) -> None:
+        """As in a container, where each process has the number of the one before it."""
+        assert has_ended(f"{socket.gethostname()}-{os.getpid()}")
+
     def test_a_clock_that_goes_back_keeps_nothing_waiting(self, project: World) -> None:
         taken, waiting = enqueue(project), enqueue(project, JobKind.PUSH)
         now = project.clock.now()
