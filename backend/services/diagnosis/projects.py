@@ -103,7 +103,7 @@ class ProjectChecks:
         try:
             snapshot = self._gateway.project(project.identity.label_studio_id)
         except LabelStudioError as error:
-            remedy = f"was it deleted there: tandem forget {project.id}; else give the API key's user access to it"
+            remedy = f"if it was deleted there, tandem forget {project.id}; else give the API key's user access to it"
             yield failed(Check.PROJECT, f"Label Studio does not show it: {error}", remedy, project=project.id)
             return
         if snapshot.identity != project.identity:
