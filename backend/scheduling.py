@@ -8,6 +8,7 @@ from backend.domain import Job, JobKind, JobStatus, Project, TrainingPolicy
 from backend.ports import Clock, Stores
 
 PUSH_REST_FACTOR = 1.0
+LONGEST_PUSH_REST = timedelta(minutes=5)
 FINETUNE_PAUSE = timedelta(hours=1)
 
 
@@ -59,8 +60,8 @@ class Scheduler:
         run_after = now
         for job in stores.jobs.all(project_id):
             if job.kind is JobKind.PUSH and job.started_at and job.finished_at and job.finished_at <= now:
-                rest = PUSH_REST_FACTOR * (job.finished_at - job.started_at)
-                run_after = max(now, min(job.finished_at + rest, now + timedelta(minutes=5)))
+                rest = min(PUSH_REST_FACTOR * (job.finished_at - job.started_at), LONGEST_PUSH_REST)
+                run_after = max(now, job.finished_at + rest)
                 break
         push = stores.jobs.enqueue(project_id, JobKind.PUSH, run_after, now)
         stores.jobs.enqueue(project_id, JobKind.QUERY, run_after, now)

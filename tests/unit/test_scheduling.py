@@ -100,7 +100,10 @@ def test_a_push_never_rests_longer_than_five_minutes(world: World) -> None:
     push(world)
     run_push(world, seconds=3600)
     world.clock.forward(3600)
-    assert push(world) == world.clock.now() + timedelta(minutes=5)
+    end_of_rest = world.clock.now() + timedelta(minutes=5)
+    assert push(world) == end_of_rest
+    world.clock.forward(60)
+    assert push(world) == end_of_rest, "asked for again, as by each reconciliation, it is not put off"
 
 
 def test_no_push_rests_from_one_that_will_have_ended_where_the_clock_has_gone_back(world: World) -> None:
