@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import shutil
@@ -205,6 +206,8 @@ class LocalLabelStudio:
             "LABEL_STUDIO_USERNAME": self.username,
             "LABEL_STUDIO_PASSWORD": self.password,
             "LABEL_STUDIO_USER_TOKEN": self.token,
+            # One that it makes itself is another after a restart where it happens to begin with a dollar sign.
+            "SECRET_KEY": hashlib.sha256(self.password.encode()).hexdigest(),
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": str(self._legacy_tokens).lower(),
             "LOCAL_FILES_SERVING_ENABLED": "true",
             "LOCAL_FILES_DOCUMENT_ROOT": str(self.data_dir / "local_files"),

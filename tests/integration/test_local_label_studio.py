@@ -69,6 +69,8 @@ def test_a_running_server_is_taken_over_and_a_stopped_one_keeps_what_it_holds(
     kept = get_projects(server, f"Bearer {access_token(server)}")
     assert kept.status_code == 200, kept.text
     assert [each["title"] for each in kept.json()["results"]] == ["kept"]
+    keys = server.data_dir / ".env"
+    assert not keys.exists() or "SECRET_KEY" not in keys.read_text(), "it would take for another what begins with $"
 
 
 def test_the_login_is_for_the_owner_only(label_studio: LocalLabelStudio) -> None:
