@@ -252,12 +252,17 @@ class TestSampling:
         assert world.label_studio.sampling is Sampling.UNIFORM
 
 
+def learn_with_wrong_labels(world: World, *dogs: int) -> None:
+    """Label 24 of 30 pets, some dogs among them as cats, and learn from that."""
+    world.see_tasks(pets(30))
+    world.label(pets(24) | dict.fromkeys(dogs, "cat"))
+    world.embed()
+    world.fit()
+
+
 class TestLabelsToCheck:
     def test_a_wrong_label_is_shown_until_somebody_looked_at_it(self, world: World) -> None:
-        world.see_tasks(pets(30))
-        world.label(pets(24) | {WRONG: "cat"})
-        world.embed()
-        world.fit()
+        learn_with_wrong_labels(world, WRONG)
         world.query()
         assert shown(world, "Check these labels") == {WRONG}
         assert WRONG not in shown(world)
@@ -267,29 +272,20 @@ class TestLabelsToCheck:
         assert shown(world, "Check these labels") == set()
 
     def test_what_is_surest_comes_last_to_be_labelled_and_first_to_be_checked(self, world: World) -> None:
-        world.see_tasks(pets(30))
-        world.label(pets(24) | {WRONG: "cat"})
-        world.embed()
-        world.fit()
+        learn_with_wrong_labels(world, WRONG)
         world.query()
         assert world.label_studio.least_sure_first == {"Label next": True, "Check these labels": False}
 
     def test_no_more_are_shown_than_somebody_would_look_at(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(querying, "N_SUSPECTS", 1)
-        world.see_tasks(pets(30))
-        world.label(pets(24) | {WRONG: "cat", WRONG + 2: "cat"})
-        world.embed()
-        world.fit()
+        learn_with_wrong_labels(world, WRONG, WRONG + 2)
         suspects = world.review.suspects(PROJECT).suspects
         assert {each.task_id for each in suspects} == {WRONG, WRONG + 2}
         world.query()
         assert shown(world, "Check these labels") == {suspects[0].task_id}
 
     def test_what_a_suspect_should_be_is_suggested_once(self, world: World) -> None:
-        world.see_tasks(pets(30))
-        world.label(pets(24) | {WRONG: "cat"})
-        world.embed()
-        world.fit()
+        learn_with_wrong_labels(world, WRONG)
         world.query()
         assert world.label_studio.predictions == [], "nothing was pushed yet, and perhaps never will be"
         for _ in range(2):
@@ -308,10 +304,7 @@ class TestLabelsToCheck:
     def test_what_is_held_back_is_not_suggested_here_either(self, world: World) -> None:
         world.prediction = world.new_prediction(Disclosure(audit_share=1.0))
         world.querying = world.new_querying()
-        world.see_tasks(pets(30))
-        world.label(pets(24) | {WRONG: "cat"})
-        world.embed()
-        world.fit()
+        learn_with_wrong_labels(world, WRONG)
         world.push()
         world.query()
         (suggestion,) = [each for each in world.label_studio.predictions if each.task_id == WRONG]
