@@ -278,19 +278,23 @@ def _choose(
     In such units heads agree. A wrong label makes all those doubt that are fitted with it: the one without it, whose
     fold it is in, would by its own logits be surest of all of just this image.
 
-    For each fold the choice is made on the other folds, so that the logits are those of an honest choice. The same
-    temperature is expected of all methods: one that is misled, and for that all too sure, must not be forgiven it.
+    For each fold the choice is made on the other folds, so that the logits are those of an honest choice.
     """
-    losses = {}
-    for method, each in logits.items():
-        temperature = fit_temperature(each, targets, TYPICAL_TEMPERATURE)
-        losses[method] = log_losses(calibrated(each, temperature, multiple=targets.ndim == 2), targets)
     honest = np.empty_like(next(iter(logits.values())))
     for fold in np.unique(folds):
         here = folds == fold
-        method = _best({name: each[~here] for name, each in losses.items()})
+        method = _best({name: _losses(each[~here], targets[~here]) for name, each in logits.items()})
         honest[here] = logits[method][here] / scales[method][here]
-    return _best(losses), honest
+    return _best({name: _losses(each, targets) for name, each in logits.items()}), honest
+
+
+def _losses(logits: FloatArray, targets: Targets) -> NDArray[np.float64]:
+    """Return the log loss of each image, (n,), at the best temperature near the one that is expected of all methods.
+
+    A method that is misled, and for that all too sure, must not be forgiven it.
+    """
+    temperature = fit_temperature(logits, targets, TYPICAL_TEMPERATURE)
+    return log_losses(calibrated(logits, temperature, multiple=targets.ndim == 2), targets)
 
 
 def _best(losses: dict[str, NDArray[np.float64]]) -> str:
