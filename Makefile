@@ -38,8 +38,9 @@ check: $(READY)  ## lint, format, types, layers, Dockerfile and compose file
 		$(COMPOSE) $$files --profile monitoring --profile storage config --quiet || exit 1; done,\
 		@echo "no docker compose here: what it makes of docker-compose.yml is not checked")
 
-test: $(READY)  ## every test that this machine can run; the first run also installs a Label Studio
-	$(IN_VENV) pytest
+PROCESSES ?= 2
+test: $(READY)  ## every test that this machine can run, in two processes; the first run also installs a Label Studio
+	$(IN_VENV) pytest --numprocesses $(PROCESSES) --dist loadgroup
 
 KILLS ?= 300
 chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothing acknowledged is lost (KILLS=300 SEED=7 FINETUNE=1)

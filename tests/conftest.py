@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from tests.postgresql import LocalPostgresql, NoPostgresql
 
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
+# Consoles are made when their module is imported, and would keep to the width of the terminal that tests run in.
+os.environ.pop("COLUMNS", None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seconds", type=int, default=10, help="time for each target of the fuzzer")
@@ -28,7 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, help="what tests that kill draw from, as a failed one printed it")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # One process for what shares fixtures: a file, and all that needs the real Label Studio.
+        group = "label_studio" if item.get_closest_marker("label_studio") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and not has_gpu():
         for item in for_gpu:
