@@ -40,7 +40,7 @@ from model.learning import Examples, learn
 
 BACKBONE_DIGEST = hashlib.sha256(b"synthetic").hexdigest()
 STORE_BLOCKS = (512,)
-HEAD_BLOCKS = (112, 160, 960)
+HEAD_BLOCKS = (40, 112, 960)
 """What mobilenet_v3_large is embedded as."""
 CHUNK_SIZE = 8192
 PAGE_SIZE = 64

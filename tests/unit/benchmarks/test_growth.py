@@ -38,7 +38,7 @@ def test_the_result_is_written_and_shown(tmp_path, monkeypatch, capsys):
     written = json.loads(output.read_text())
     assert written["options"] == {"images": [50], "labels": [20], "classes": [3]}
     assert len(written["results"]) == 9
-    assert "fit a head, 1232 features, 3 classes" in capsys.readouterr().out
+    assert "fit a head, 1112 features, 3 classes" in capsys.readouterr().out
     assert str(tmp_path) not in output.read_text()
 
 
