@@ -117,7 +117,7 @@ def _centred_roots(features: AnyFloats, centre: FloatArray, *, out: FloatArray) 
 
 def _lengths(rows: FloatArray) -> FloatArray:
     """Return the Euclidean length of each row, (n, 1), and something above zero where it is zero."""
-    lengths: FloatArray = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    lengths: FloatArray = np.sqrt(np.vecdot(rows, rows))
     return np.maximum(lengths, SMALLEST_NORM)[:, None]
 
 
