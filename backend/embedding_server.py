@@ -21,7 +21,15 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from backend.adapters.embedders import REQUESTS, ClassifyRequest, EmbedRequest, Reply, ReplyHeader
+from backend.adapters.embedders import (
+    REQUESTS,
+    ClassifyRequest,
+    EmbedRequest,
+    Reply,
+    ReplyHeader,
+    Request,
+    SettingsRequest,
+)
 from backend.errors import EmbedderUnavailable, NotFound, StoreUnavailable
 from backend.ports import ArtifactStore
 from backend.promotion import backbone_key, classifier_key
@@ -101,8 +109,10 @@ class EmbeddingServer:
                 connection.send_bytes(reply.header.model_dump_json().encode())
                 connection.send_bytes(reply.rows.tobytes())
 
-    def _answer(self, request: EmbedRequest | ClassifyRequest, features: bytes) -> Reply:
+    def _answer(self, request: Request, features: bytes) -> Reply:
         try:
+            if isinstance(request, SettingsRequest):
+                return self._tell_settings(request.backbone_digest)
             if isinstance(request, ClassifyRequest):
                 return self._classify(request, features)
             digest = request.backbone_digest or self.base_digest
@@ -110,6 +120,14 @@ class EmbeddingServer:
         except (NotFound, CorruptBackbone, EmbedderUnavailable, StoreUnavailable, OSError) as error:
             header = ReplyHeader(backbone_digest=self.base_digest, refusal=str(error))
             return Reply(header=header, rows=np.empty((0, 0), dtype=np.float16))
+
+    def _tell_settings(self, digest: str) -> Reply:
+        """Answer for what is loaded: to load a network takes seconds, and would drive out one that is needed."""
+        engine = self._base if digest == self.base_digest else self._finetuned.get(digest)
+        if engine is None:
+            raise EmbedderUnavailable(f"the embedder does not run backbone {digest[:8]} at the moment")
+        header = ReplyHeader(backbone_digest=digest, settings=engine.settings)
+        return Reply(header=header, rows=np.empty((0, 0), dtype=np.float16))
 
     def _classify(self, request: ClassifyRequest, features: bytes) -> Reply:
         """Answer in the thread of whoever asks: a matrix product need not wait in the queue behind images."""

@@ -15,12 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +26,7 @@ import torch
 from backend.processes import one_linear_algebra_thread
 from backend.promotion import targets_of
 from backend.terminal import output, show
+from benchmarks.described import described
 from benchmarks.frozen import DEFAULTS
 from benchmarks.image_sets import ImageSet, read_image_sets
 from benchmarks.networks import Pretrained
@@ -112,14 +109,8 @@ def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Curve], list[L
 
 
 def write(path: Path, arguments: argparse.Namespace, curves: Sequence[Curve], limits: Sequence[Limit]) -> None:
-    strategies = " ".join(dict.fromkeys(curve.strategy for curve in curves))
-    options = f"--images DIR --weights-dir DIR --test-split FILE --strategies {strategies}"
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python -m benchmarks.active {options} --batch-size {arguments.batch_size}",
-        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in ("numpy", "scipy", "torch", "torchvision")},
-        "load": os.getloadavg()[0],
+        **described("numpy", "scipy", "torch", "torchvision"),
         "seeds": arguments.seeds,
         "random_seeds": arguments.random_seeds,
         "batch_size": arguments.batch_size,

@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.described import described
 from benchmarks.embedding import IMAGE_SIZES, photo
 from model.backbones import load_backbone
 from model.decoding import Decoders
@@ -128,9 +125,7 @@ def main() -> None:
     Console().print(table_of(costs))
     if arguments.output:
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/decoding.py", *sys.argv[1:]]),
-            "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]},
+            **described("numpy", "pillow", "torch", "torchvision", "openvino"),
             "backbone": arguments.backbone,
             "runtime": engine.runtime.name,
             "costs": [asdict(cost) for cost in costs],

@@ -13,17 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
@@ -36,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from benchmarks.described import described
 from model.backbones import Backbone, load_backbone
 from model.runtimes import OpenvinoRuntime, TorchRuntime, choose_runtime
 from model.transforms import InputSpec, normalise, to_pixels
@@ -287,13 +283,8 @@ def main() -> None:
     runnings = [each for name in arguments.backbones for each in measure_networks(name, arguments.rounds)]
     console.print(running_table(runnings, arguments.threads))
     if arguments.output:
-        packages = ["numpy", "pillow", "torch", "torchvision"]
-        packages += ["openvino"] if importlib.util.find_spec("openvino") else []
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/embedding.py", *sys.argv[1:]]),
-            "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]},
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            **described("numpy", "pillow", "torch", "torchvision", "openvino"),
             "decoders": [asdict(each) for each in decodings],
             "runtimes": [asdict(each) for each in runnings],
         }

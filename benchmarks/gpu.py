@@ -16,13 +16,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.described import described
 from benchmarks.gpu_training import Memory, measure_memory, measure_training
 from benchmarks.rates import MAX_PIXELS, Rates, decode_all, summed_up, take_turns, whole_backbone, write_images
 from model.backbones import Backbone
@@ -111,19 +108,11 @@ def main() -> None:
                 memories.append(measure_memory(backbone_name, sources, folder, arguments.batch_size))
     show(rates, memories)
     if arguments.output:
+        name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         report = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": "python -m benchmarks.gpu",
+            **described("torch", "torchvision", "pillow", "numpy", device=name),
             "images": arguments.images,
             "rounds": arguments.rounds,
-            "machine": {
-                "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                "processors": os.cpu_count(),
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-            },
-            "versions": {each: version(each) for each in ("torch", "torchvision", "pillow", "numpy")},
-            "load": os.getloadavg()[0],
             "rates": [asdict(each) for each in rates],
             "memory": [asdict(each) for each in memories],
         }

@@ -1,10 +1,10 @@
 """How cost grows with images and classes: head fit, scoring of the pool, feature store; time and memory.
 
-    python benchmarks/growth.py [--images 1000 … 1000000] [--labels 1000 … 100000] [--classes 10 100 1000]
+    python benchmarks/growth.py [--images 1000 … 1000000] [--labels 1000 … 1000000] [--classes 10 100 1000]
 
 Features are synthetic. Everything runs on one thread, each measurement in a process of its own, so that its peak of
 memory is its own. Processor seconds are what counts, because other work makes those of the clock longer; but what waits
-for the disk shows in the clock's alone. The largest store takes one and a half gigabytes of disk for a while.
+for the disk shows in the clock's alone. The largest store takes three and a half gigabytes of disk for a while.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import tempfile
@@ -23,10 +21,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +32,14 @@ from rich.table import Table
 
 from backend.adapters.features import FeatureFiles
 from backend.processes import one_linear_algebra_thread
+from benchmarks.described import described
 from model.head import Head
 from model.learning import Examples, learn
 
 BACKBONE_DIGEST = hashlib.sha256(b"synthetic").hexdigest()
-STORE_BLOCKS = (512,)
-HEAD_BLOCKS = (112, 160, 960)
-"""What mobilenet_v3_large is embedded as."""
+NARROW_BLOCKS = (512,)
+DEFAULT_BLOCKS = (40, 112, 960)
+"""What mobilenet_v3_large, the default, is embedded as."""
 CHUNK_SIZE = 8192
 PAGE_SIZE = 64
 """How many images are embedded, and so appended, at a time."""
@@ -74,7 +72,7 @@ class Measurement:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--labels", type=int, nargs="+", default=[1000, 10_000, 20_000, 100_000])
+    parser.add_argument("--labels", type=int, nargs="+", default=[1000, 10_000, 20_000, 100_000, 1_000_000])
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--folder", type=Path, help="where there is room for the store")
     parser.add_argument("--output", type=Path)
@@ -86,9 +84,12 @@ def main() -> None:
         measurements.append(each)
     show(measurements)
     if arguments.output:
-        description = describe(arguments, time.monotonic() - started_s)
-        rows = [asdict(each) for each in measurements]
-        arguments.output.write_text(json.dumps(description | {"results": rows}, indent=2) + "\n")
+        report = {
+            **described("numpy", "scipy", threads=1),
+            "wall_s": round(time.monotonic() - started_s),
+            "results": [asdict(each) for each in measurements],
+        }
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def run(
@@ -99,15 +100,14 @@ def run(
         for n_classes in class_counts:
             if n_classes <= n_labels:
                 yield from alone(measure_fit, n_labels, n_classes)
-    for n_images in sizes:
-        yield from alone(measure_scoring_alone, n_images, min(class_counts), STORE_BLOCKS)
-        yield from alone(measure_scoring_alone, n_images, min(class_counts), HEAD_BLOCKS)
+    for n_images, blocks in product(sizes, (NARROW_BLOCKS, DEFAULT_BLOCKS)):
         with tempfile.TemporaryDirectory(dir=folder) as root:
-            yield from alone(measure_appending, root, n_images)
-            yield from alone(measure_reading, root, n_images)
+            yield from alone(measure_appending, root, n_images, blocks)
+            yield from alone(measure_reading, root, n_images, blocks)
             for n_classes in class_counts:
-                yield from alone(measure_scoring, root, n_images, n_classes)
-            yield from alone(measure_compacting, root, n_images)
+                yield from alone(measure_scoring_alone, n_images, n_classes, blocks)
+                yield from alone(measure_scoring, root, n_images, n_classes, blocks)
+            yield from alone(measure_compacting, root, n_images, blocks)
 
 
 def alone(measure: Callable[..., list[Measurement]], *arguments: object) -> list[Measurement]:
@@ -124,10 +124,10 @@ def measure_fit(n_labels: int, n_classes: int) -> list[Measurement]:
     """Fit a head on labelled images, helped by a pool; as after each label."""
     random = np.random.default_rng(0)
     classes = np.arange(n_labels + N_POOL) % n_classes
-    centres = random.normal(1.0, 0.25, (n_classes, sum(HEAD_BLOCKS))).astype(np.float32)
-    features = np.empty((len(classes), sum(HEAD_BLOCKS)), np.float16)
+    centres = random.normal(1.0, 0.25, (n_classes, sum(DEFAULT_BLOCKS))).astype(np.float32)
+    features = np.empty((len(classes), sum(DEFAULT_BLOCKS)), np.float16)
     for rows in chunks(len(classes)):
-        noise = 0.8 * random.standard_normal((len(classes[rows]), sum(HEAD_BLOCKS)), np.float32)
+        noise = 0.8 * random.standard_normal((len(classes[rows]), sum(DEFAULT_BLOCKS)), np.float32)
         features[rows] = np.abs(centres[classes[rows]] + noise)
     examples = Examples(
         features=features[:n_labels],
@@ -138,9 +138,9 @@ def measure_fit(n_labels: int, n_classes: int) -> list[Measurement]:
     names = tuple(str(number) for number in range(n_classes))
 
     def fit() -> None:
-        learn(examples, names, multiple=False, block_sizes=HEAD_BLOCKS, pool=features[n_labels:])
+        learn(examples, names, multiple=False, block_sizes=DEFAULT_BLOCKS, pool=features[n_labels:])
 
-    return [measurement("fit a head", n_labels, n_classes, HEAD_BLOCKS, quickest(lambda: timed(fit)))]
+    return [measurement("fit a head", n_labels, n_classes, DEFAULT_BLOCKS, quickest(lambda: timed(fit)))]
 
 
 def measure_scoring_alone(n_images: int, n_classes: int, blocks: tuple[int, ...]) -> list[Measurement]:
@@ -154,36 +154,36 @@ def measure_scoring_alone(n_images: int, n_classes: int, blocks: tuple[int, ...]
     return [measurement("score the pool", n_images, n_classes, blocks, quickest(lambda: timed(score)))]
 
 
-def measure_appending(root: str, n_images: int) -> list[Measurement]:
+def measure_appending(root: str, n_images: int, blocks: tuple[int, ...]) -> list[Measurement]:
     """Fill a store, then append as many images as are embedded at a time."""
     store, seconds = FeatureFiles(Path(root)), []
     for rows in chunks(n_images):
-        features = make_features(rows.stop - rows.start, STORE_BLOCKS, seed=rows.start)
+        features = make_features(rows.stop - rows.start, blocks, seed=rows.start)
         names = digests(range(rows.start, rows.stop))
-        seconds.append(timed(lambda: store.append(BACKBONE_DIGEST, names, features, block_sizes=STORE_BLOCKS)))  # noqa: B023
-    filled = measurement("store all", n_images, None, STORE_BLOCKS, total(seconds))
-    page = make_features(PAGE_SIZE, STORE_BLOCKS, seed=1)
+        seconds.append(timed(lambda: store.append(BACKBONE_DIGEST, names, features, block_sizes=blocks)))  # noqa: B023
+    filled = measurement("store all", n_images, None, blocks, total(seconds))
+    page = make_features(PAGE_SIZE, blocks, seed=1)
     pages = [digests(range(-PAGE_SIZE * (number + 1), -PAGE_SIZE * number)) for number in range(15)]
     appended = median(
-        [lambda names=names: store.append(BACKBONE_DIGEST, names, page, block_sizes=STORE_BLOCKS) for names in pages]
+        [lambda names=names: store.append(BACKBONE_DIGEST, names, page, block_sizes=blocks) for names in pages]
     )
-    return [filled, measurement(f"store {PAGE_SIZE} more", n_images, None, STORE_BLOCKS, appended)]
+    return [filled, measurement(f"store {PAGE_SIZE} more", n_images, None, blocks, appended)]
 
 
-def measure_reading(root: str, n_images: int) -> list[Measurement]:
+def measure_reading(root: str, n_images: int, blocks: tuple[int, ...]) -> list[Measurement]:
     """Open a store, and look images up in it that lie anywhere."""
     opening = quickest(lambda: timed(lambda: FeatureFiles(Path(root)).read(BACKBONE_DIGEST, digests([0]))))
-    opened = measurement("open the store", n_images, None, STORE_BLOCKS, opening)
+    opened = measurement("open the store", n_images, None, blocks, opening)
     store, random = FeatureFiles(Path(root)), np.random.default_rng(0)
     store.count(BACKBONE_DIGEST)
     pages = [digests(random.integers(0, n_images, PAGE_SIZE).tolist()) for _ in range(50)]
     found = median([lambda names=names: store.read(BACKBONE_DIGEST, names) for names in pages])
-    return [opened, measurement(f"look up {PAGE_SIZE}", n_images, None, STORE_BLOCKS, found)]
+    return [opened, measurement(f"look up {PAGE_SIZE}", n_images, None, blocks, found)]
 
 
-def measure_scoring(root: str, n_images: int, n_classes: int) -> list[Measurement]:
+def measure_scoring(root: str, n_images: int, n_classes: int, blocks: tuple[int, ...]) -> list[Measurement]:
     """Open a store, read all its rows and score them."""
-    head = make_head(STORE_BLOCKS, n_classes)
+    head = make_head(blocks, n_classes)
 
     def score() -> Seconds:
         store, seconds = FeatureFiles(Path(root)), []
@@ -192,14 +192,14 @@ def measure_scoring(root: str, n_images: int, n_classes: int) -> list[Measuremen
             seconds.append(timed(lambda: head.logits(store.read(BACKBONE_DIGEST, names)[0])))  # noqa: B023
         return total(seconds)
 
-    return [measurement("open, read and score", n_images, n_classes, STORE_BLOCKS, quickest(score))]
+    return [measurement("open, read and score", n_images, n_classes, blocks, quickest(score))]
 
 
-def measure_compacting(root: str, n_images: int) -> list[Measurement]:
+def measure_compacting(root: str, n_images: int, blocks: tuple[int, ...]) -> list[Measurement]:
     """Remove every other image."""
     kept = digests(range(0, n_images, 2))
     compacting = timed(lambda: FeatureFiles(Path(root)).compact(BACKBONE_DIGEST, kept))
-    return [measurement("compact to half", n_images, None, STORE_BLOCKS, compacting)]
+    return [measurement("compact to half", n_images, None, blocks, compacting)]
 
 
 def measurement(
@@ -300,19 +300,6 @@ def last_step(by_size: dict[int, Measurement]) -> float:
     """Return how much more the largest size costs than the one before, divided by how many more images it has."""
     *_, smaller, larger = (by_size[size] for size in sorted(by_size))
     return (larger.cpu_s / smaller.cpu_s) / (larger.n_images / smaller.n_images)
-
-
-def describe(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return what one must know of the machine, the software and the command."""
-    return {
-        "benchmark": "benchmarks/growth.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "options": {name: getattr(arguments, name) for name in ("images", "labels", "classes")},
-        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "threads": 1},
-        "load": round(os.getloadavg()[0], 1),
-        "wall_s": round(seconds),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "scipy")},
-    }
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ import argparse
 import importlib.util
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import torch
 from rich.console import Console
 
 from backend.processes import one_linear_algebra_thread
+from benchmarks.described import described
 from benchmarks.frozen import DEFAULTS, logistic_regression, tandem
 from benchmarks.image_sets import ImageSet, Split, read_image_sets
 from benchmarks.learning_report import BASELINE, WHOLE_POOL, draw, show, summarise
@@ -215,22 +214,14 @@ def plan(
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what one must know of the machine, the software and the command."""
-    installed = {distribution.name: distribution.version for distribution in distributions()}
     options = {
         name: value
         for name, value in vars(arguments).items()
         if not isinstance(value, Path) and value not in (None, [], float("inf"))
     }
     return {
-        "benchmark": "benchmarks/learning.py",
-        "date": datetime.now(UTC).date().isoformat(),
+        **described(*LIBRARIES, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None),
         "options": options,
-        "machine": {
-            "processors": os.cpu_count(),
-            "machine": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "versions": {"python": platform.python_version()} | {name: installed.get(name) for name in LIBRARIES},
     }
 
 

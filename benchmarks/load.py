@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.described import described
 from benchmarks.load_clients import FIRST_ANNOTATION, Answers, Request, annotation_event, send, suggestion_request
 from benchmarks.serving_world import Photos, descendants, serving_tandem, training_process
 
@@ -75,7 +72,7 @@ def main() -> None:
     }
     show(results)
     if arguments.output:
-        arguments.output.write_text(json.dumps(described("benchmarks/load.py") | results, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(described() | results, indent=2) + "\n")
     if stored < acknowledged or acknowledged < arguments.events:
         raise SystemExit(f"{arguments.events} events were sent, {acknowledged} acknowledged and {stored} stored")
     if events.percentiles_ms("/webhook")["p99_ms"] > REQUIRED_P99_MS:
@@ -112,16 +109,6 @@ def stored_annotations(model_dir: Path) -> int:
     with closing(sqlite3.connect(model_dir / "tandem.sqlite3")) as connection:
         statement = "SELECT count(*) FROM annotation WHERE id >= ? AND deleted_at IS NULL"
         return int(connection.execute(statement, (FIRST_ANNOTATION,)).fetchone()[0])
-
-
-def described(script: str) -> dict[str, Any]:
-    """Return when, how and on what a measurement was made."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", script, *sys.argv[1:]],
-        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "load": round(os.getloadavg()[0], 1)},
-        "python": platform.python_version(),
-    }
 
 
 def show(results: dict[str, Any]) -> None:

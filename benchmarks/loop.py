@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,13 +22,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from backend.domain import JobKind, JobStatus, ModelVersion, VersionStatus
 from backend.ports import Database
 from benchmarks.active import embedded
+from benchmarks.described import described
 from benchmarks.image_sets import ImageSet, Split, read_image_sets
 from benchmarks.learning_runs import Cost, Stopwatch
 from benchmarks.loop_world import KnownImages, LabelStudioStandIn, World, wait_for, world
@@ -219,18 +217,12 @@ def main() -> None:
     ]
     show(measurements)
     if arguments.output:
-        described = {
+        report = {
+            **described("numpy", "scipy", "torch", "torchvision"),
             "images": f"{arguments.set}, {arguments.backbone}" if arguments.images else "synthetic",
-            "machine": {
-                "processors": os.cpu_count(),
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-            "load": os.getloadavg()[0],
         }
         results = {"results": [asdict(each) for each in measurements]}
-        arguments.output.write_text(json.dumps(described | results, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(report | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from backend.settings import Settings
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 BACKBONE_DIGEST = hashlib.sha256(b"benchmark").hexdigest()
 N_CLASSES = 10
-BLOCK_SIZES = (112, 160, 960)
+BLOCK_SIZES = (40, 112, 960)
 TIMEOUT_S = 120.0
 
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from PIL import Image, ImageEnhance
 from backend.processes import one_linear_algebra_thread
 from backend.terminal import show
 from benchmarks.active import MAX_PIXELS, RESULTS, embedded
+from benchmarks.described import described
 from benchmarks.frozen import DEFAULTS
 from benchmarks.image_sets import ImageSet, read_image_sets
 from benchmarks.networks import Pretrained, read_rgb
@@ -166,9 +164,7 @@ def main() -> None:
             rows.append(strangers(labelled, others, arguments.strangers, arguments.draws))
     show([cells(row) for row in rows], as_json=False)
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.planted --images DIR --weights-dir DIR --test-split FILE",
-        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        **described("numpy", "scipy", "torch", "torchvision", "openvino"),
         "rows": [asdict(row) for row in rows],
     }
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

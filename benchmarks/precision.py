@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from rich.table import Table
 from torch import nn
 from torchvision import models
 
+from benchmarks.described import described
 from model.precision import bfloat16_pays, keep_depthwise_in_float32
 from model.schedule import freeze_batch_norm_statistics
 
@@ -92,20 +90,12 @@ def main() -> None:
         table.add_row(name, *(f"{result[way]:.2f}" for way in ("float32", "autocast", "ours", "share")))
     Console().print(table)
     if arguments.output:
+        capabilities = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
         report = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": "python benchmarks/precision.py",
+            **described("torch", "torchvision", capabilities=capabilities),
             "batch_size": arguments.batch_size,
             "rounds": arguments.rounds,
             "threads": arguments.threads,
-            "machine": {
-                "processors": os.cpu_count(),
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-                "capabilities": [name for name, has in torch.cpu.get_capabilities().items() if has is True],
-            },
-            "versions": {each: version(each) for each in ("torch", "torchvision")},
-            "load": os.getloadavg()[0],
             "cpu_s": results,
         }
         arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.described import described
 from benchmarks.growth import Measurement, alone, chunks, measurement, quickest, show, timed
 from model.query import DEFAULT_STRATEGY, STRATEGIES, Pool, score
 
@@ -44,11 +41,7 @@ def main() -> None:
                 measurements += alone(measure_ranking, strategy, n_labels, n_images)
     show(measurements)
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.ranking",
-        "machine": {"processors": os.cpu_count(), "machine": platform.machine(), "threads": 1},
-        "load": round(os.getloadavg()[0], 1),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "scipy")},
+        **described("numpy", "scipy", threads=1),
         "results": [asdict(each) for each in measurements],
     }
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -20,17 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.background_process import free_port
+from benchmarks.described import described
 from benchmarks.serving_load import Burst, ask, loop_rates, prepare_loops
 from benchmarks.serving_world import (
     Tandem,
@@ -302,12 +299,8 @@ def main() -> None:
     for title, rows in results.items():
         show(title, rows)
     if arguments.output:
-        machine = {"processors": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
         report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": ["python", "benchmarks/serving.py", *sys.argv[1:]],
-            "machine": machine,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            **described(*LIBRARIES),
             "rounds": arguments.rounds,
             **results,
         }

@@ -22,7 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import described, show
+from benchmarks.described import described
+from benchmarks.load import show
 from benchmarks.load_clients import Answers, Request, annotation_event, send, suggestion_request
 from benchmarks.serving_world import Photos, descendants, memory_mb, serving_tandem
 
@@ -70,7 +71,7 @@ def main() -> None:
     }
     show({**{name: value for name, value in results.items() if name != "memory_mb"}, **memory})
     if arguments.output:
-        arguments.output.write_text(json.dumps(described("benchmarks/soak.py") | results, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(described() | results, indent=2) + "\n")
     grown = {role: each["growth"] for role, each in memory.items() if each["growth"] > MAX_GROWTH_SHARE}
     if grown:
         raise SystemExit(f"memory is not flat: {grown}")

@@ -1,8 +1,9 @@
 """A learned head as a folder: safetensors for arrays, JSON for the rest, a checksum over every file.
 
 `model.json` holds the SHA-256 of every other file of the folder, and that of its own `content`, which is the
-checkpoint's digest: the same labels, images, settings and libraries give the same one. What differs from run to run,
-how long it took, stands beside the content. Light enough for the web process.
+checkpoint's digest: the same labels, images, settings and libraries give the same one. What may differ from run to run
+stands beside the content: how long it took, and what the embedding process, which may be out of reach, tells of itself.
+Light enough for the web process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from model.head import Head
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
 from model.opinion import Opinion, layer_arrays, layers_from
-from model.reports import Setting, VersionReport, read_conformal, read_version_report
+from model.reports import EmbeddingSettings, Setting, VersionReport, read_conformal, read_version_report
 
 FORMAT = 1
 MODEL_FILE = "model.json"
@@ -36,7 +37,7 @@ OPINION_FILE = "opinion.safetensors"
 OUT_OF_FOLD_FILE = "out_of_fold.safetensors"
 OUT_OF_FOLD_DIGESTS_FILE = "out_of_fold.json"
 LIBRARIES = (
-    "numpy", "pillow", "safetensors", "scikit-learn", "scipy", "tandem-label-studio", "torch", "torchvision"
+    "numpy", "openvino", "pillow", "safetensors", "scikit-learn", "scipy", "tandem-label-studio", "torch", "torchvision"
 )  # fmt: skip
 
 Built = TypeVar("Built")
@@ -52,8 +53,10 @@ def save_checkpoint(
     *,
     backbone_digest: str,
     snapshot: str,
+    embedding: EmbeddingSettings | None = None,
     finetuning: Mapping[str, Setting] | None = None,
     finetuning_s: float | None = None,
+    embedding_s: float | None = None,
 ) -> str:
     """Write what was learned into an existing folder, durably, and return the checkpoint's digest in hex.
 
@@ -65,8 +68,10 @@ def save_checkpoint(
         learned: what to write.
         backbone_digest: whose features the head works on.
         snapshot: SHA-256, in hex, of the labels.
+        embedding: how features of that backbone are computed, where somebody can tell.
         finetuning: how the backbone was trained, where it was trained for this version.
         finetuning_s: how long that took, in seconds.
+        embedding_s: how long it then took to embed what the head was learned from, in seconds.
     """
     predictor = learned.predictor
     head = predictor.head
@@ -78,6 +83,7 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "snapshot": snapshot,
+        "pool": None if learned.pool is None else asdict(learned.pool),
         "libraries": _libraries(),
         "class_names": predictor.class_names,
         "multiple": predictor.multiple,
@@ -98,8 +104,13 @@ def save_checkpoint(
         "files": {path.name: _sha256(path.read_bytes()) for path in _other_files(folder)},
     }
     digest = _sha256(_canonical(content))
-    timings_s = {"learn": learned.seconds} | ({} if finetuning_s is None else {"finetune": finetuning_s})
-    wrapped = {"sha256": digest, "content": content, "timings_s": timings_s}
+    timings_s = {"learn": learned.seconds, "finetune": finetuning_s, "embed": embedding_s}
+    wrapped = {
+        "sha256": digest,
+        "content": content,
+        "embedding": None if embedding is None else asdict(embedding),
+        "timings_s": {step: seconds for step, seconds in timings_s.items() if seconds is not None},
+    }
     _write(folder / MODEL_FILE, json.dumps(wrapped, indent=1, allow_nan=False).encode())
     _sync(folder)
     return digest
@@ -198,7 +209,9 @@ def _out_of_fold(folder: Path, content: dict[str, Any]) -> OutOfFold:
 
 
 def _version_report(folder: Path, content: dict[str, Any]) -> VersionReport:
-    return read_version_report(content, json.loads((folder / MODEL_FILE).read_bytes())["timings_s"])
+    beside = json.loads((folder / MODEL_FILE).read_bytes())
+    # a checkpoint of before it was told has no embedding
+    return read_version_report(content, embedding=beside.get("embedding"), timings_s=beside["timings_s"])
 
 
 def _check_array(name: str, array: np.ndarray[Any, Any]) -> None:

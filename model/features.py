@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from model.backbones import Backbone
 from model.image_files import UnreadableImage
+from model.reports import EmbeddingSettings
 from model.runtimes import choose_runtime
 from model.transforms import InputSpec, to_views
 
@@ -79,6 +80,16 @@ class Engine:
         self.device = device
         self.batch_size = (_CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE) // backbone.input_spec.n_views
         self.runtime = choose_runtime(backbone, device)
+
+    @property
+    def settings(self) -> EmbeddingSettings:
+        """How features come about here."""
+        return EmbeddingSettings(
+            backbone=self.backbone.name,
+            image_views=self.backbone.input_spec.n_views,
+            device=self.device,
+            runtime=self.runtime.name,
+        )
 
     def embed(
         self,

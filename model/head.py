@@ -70,8 +70,8 @@ class Head:
 def signed_root(features: AnyFloats, *, out: FloatArray | None = None) -> FloatArray:
     """Return sign(x) * sqrt(|x|), which makes pooled activations less heavy-tailed (power normalisation)."""
     if features.dtype == np.float16:
-        # Looked up in half the time that the conversion to float32 alone takes.
-        return np.take(_roots_of_all_halves(), features.view(np.uint16), out=out, mode="clip")
+        # Looked up in half the time that the conversion to float32 alone takes. Nothing wraps: it is the quickest mode.
+        return np.take(_roots_of_all_halves(), features.view(np.uint16), out=out, mode="wrap")
     roots: FloatArray = np.abs(features, out=out, dtype=np.float32, casting="same_kind")
     np.sqrt(roots, out=roots)
     np.copysign(roots, features, out=roots, casting="same_kind")
@@ -117,7 +117,7 @@ def _centred_roots(features: AnyFloats, centre: FloatArray, *, out: FloatArray) 
 
 def _lengths(rows: FloatArray) -> FloatArray:
     """Return the Euclidean length of each row, (n, 1), and something above zero where it is zero."""
-    lengths: FloatArray = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    lengths: FloatArray = np.sqrt(np.vecdot(rows, rows))
     return np.maximum(lengths, SMALLEST_NORM)[:, None]
 
 

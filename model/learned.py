@@ -8,6 +8,7 @@ from model.conformal import ConformalReport
 from model.evaluation import Report
 from model.head import FloatArray
 from model.inference import Predictor
+from model.reports import PoolSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,7 +29,8 @@ class Learned:
     ``uncalibrated`` and ``calibrated`` are reports on out-of-fold predictions of the same images: of the head alone,
     and after temperature scaling, with what the backbone was pretrained to say. ``conformal`` is on prediction sets of
     the latter. ``method`` names how the head was fitted, the best of the ``candidates``; ``seed`` is what was random
-    about it. ``seconds`` is how long it took.
+    about it. ``seconds`` is how long it took. ``pool`` are the images without a label that were at hand, where whoever
+    had it learn knows them.
     """
 
     predictor: Predictor
@@ -40,3 +42,4 @@ class Learned:
     conformal: ConformalReport
     out_of_fold: OutOfFold
     seconds: float
+    pool: PoolSnapshot | None = None

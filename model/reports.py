@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from model.calibration import Reliability
 from model.conformal import Conformal, ConformalReport
 from model.evaluation import ClassReport, Report
 
 Setting = bool | int | float | str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSnapshot:
+    """Which images without a label a version learned from; ``sha256``, in hex, is that of their digests."""
+
+    n_images: int
+    sha256: str
+
+    @classmethod
+    def of(cls, digests: Sequence[str]) -> Self:
+        """Return the snapshot of images by their digests, the same in whatever order."""
+        return cls(n_images=len(digests), sha256=hashlib.sha256(json.dumps(sorted(digests)).encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingSettings:
+    """How the features of a backbone are computed.
+
+    Attributes:
+        backbone: torchvision's name of the architecture.
+        image_views: of how many views of an image its features are the mean.
+        device: ``cpu`` or ``cuda``.
+        runtime: what runs the network, and in which precision; both change features a little (``model.runtimes``).
+    """
+
+    backbone: str
+    image_views: int
+    device: str
+    runtime: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +64,13 @@ class VersionReport:
         seed: what was random about it.
         backbone_digest: whose features the head works on.
         block_sizes: how a feature row is composed.
+        embedding: how features of that backbone were computed when the version learned. Rows that were stored earlier
+            may come from another device or runtime. ``None`` where nobody could tell.
         finetuning: how that backbone was trained by this version; ``None`` where it was not.
         snapshot: SHA-256, in hex, of the labels that it learned from.
+        pool: the images without a label that were at hand; ``None`` where it is not known, as in older versions.
         libraries: versions of what computed it, by name.
-        timings_s: how long its steps took, in seconds; not part of what its digest vouches for.
+        timings_s: how long its steps took, in seconds. Like ``embedding`` not part of what its digest vouches for.
     """
 
     class_names: tuple[str, ...]
@@ -52,8 +87,10 @@ class VersionReport:
     seed: int
     backbone_digest: str
     block_sizes: tuple[int, ...]
+    embedding: EmbeddingSettings | None
     finetuning: Mapping[str, Setting] | None
     snapshot: str
+    pool: PoolSnapshot | None
     libraries: Mapping[str, str]
     timings_s: Mapping[str, float]
 
@@ -72,15 +109,17 @@ def read_conformal(stored: Mapping[str, Any]) -> Conformal:
     )
 
 
-def read_version_report(content: Mapping[str, Any], timings_s: Mapping[str, Any]) -> VersionReport:
-    """Return the report of a version from the content of its checkpoint, and how long its steps took.
+def read_version_report(
+    content: Mapping[str, Any], *, embedding: Mapping[str, Any] | None, timings_s: Mapping[str, Any]
+) -> VersionReport:
+    """Return the report of a version from the content of its checkpoint and what stands beside that.
 
     Raises:
         KeyError, TypeError, ValueError: it is something else.
     """
     class_names = tuple(str(name) for name in content["class_names"])
     multiple, thresholds, finetuning = bool(content["multiple"]), content["thresholds"], content["finetuning"]
-    conformal_report = content["conformal_report"]
+    conformal_report, pool = content["conformal_report"], content.get("pool")
     return VersionReport(
         class_names=class_names,
         multiple=multiple,
@@ -101,10 +140,21 @@ def read_version_report(content: Mapping[str, Any], timings_s: Mapping[str, Any]
         seed=_count(content["seed"]),
         backbone_digest=str(content["backbone_digest"]),
         block_sizes=tuple(_count(size) for size in content["block_sizes"]),
+        embedding=None if embedding is None else _read_embedding(embedding),
         finetuning=None if finetuning is None else {str(name): _setting(each) for name, each in finetuning.items()},
         snapshot=str(content["snapshot"]),
+        pool=None if pool is None else PoolSnapshot(n_images=_count(pool["n_images"]), sha256=str(pool["sha256"])),
         libraries={str(name): str(each) for name, each in content["libraries"].items()},
         timings_s={str(name): _not_negative(each) for name, each in timings_s.items()},
+    )
+
+
+def _read_embedding(stored: Mapping[str, Any]) -> EmbeddingSettings:
+    return EmbeddingSettings(
+        backbone=str(stored["backbone"]),
+        image_views=_count(stored["image_views"]),
+        device=str(stored["device"]),
+        runtime=str(stored["runtime"]),
     )
 
 

@@ -41,6 +41,7 @@ from backend.ports import (
 )
 from model.logits import LinearMap
 from model.opinion import PretrainedLayers
+from model.reports import EmbeddingSettings
 from tests.factories import BASE_DIGEST, NOON
 
 
@@ -116,6 +117,12 @@ class FakeEmbedder:
     def base(self) -> EmbedderBackbone:
         self._check()
         return EmbedderBackbone(digest=self.digest, categories=self.categories, note=self.note)
+
+    def settings(self, backbone_digest: str) -> EmbeddingSettings:
+        self._check()
+        if backbone_digest != self.digest and backbone_digest not in self.finetuned:
+            raise EmbedderUnavailable(f"backbone {backbone_digest[:8]} is not run at the moment")
+        return EmbeddingSettings(backbone="resnet18", image_views=1, device="cpu", runtime="a fake")
 
     def embed(
         self,

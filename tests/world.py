@@ -80,7 +80,9 @@ class World:
             image_timeout_s=1,
         )
         self.promoting = Promoting(database, self.features, self.artifacts, self.scheduler, self.policy)
-        self.training = Training(database, self.features, self.artifacts, self.clock, self.promoting, self.policy)
+        self.training = Training(
+            database, self.embedder, self.features, self.artifacts, self.clock, self.promoting, self.policy
+        )
         self.prediction = self.new_prediction()
         self.pushing = self.new_pushing()
         self.review = Review(database, self.artifacts)

@@ -16,6 +16,10 @@ from pydantic import BaseModel, Field, TypeAdapter
 from backend.errors import EmbedderUnavailable
 from backend.logs import present_ids
 from backend.ports import EmbedderBackbone, Embedding
+from model.reports import EmbeddingSettings
+
+SETTINGS_TIMEOUT_S = 1.0
+"""How long a version may wait for what is good to know but not needed."""
 
 
 class EmbedRequest(BaseModel):
@@ -37,6 +41,13 @@ class ClassifyRequest(BaseModel):
     backbone_digest: str
 
 
+class SettingsRequest(BaseModel):
+    """Say how you compute features of this backbone."""
+
+    kind: Literal["settings"] = "settings"
+    backbone_digest: str
+
+
 class ReplyHeader(BaseModel):
     """What comes before the rows; ``refusal`` says why there are none."""
 
@@ -46,6 +57,7 @@ class ReplyHeader(BaseModel):
     block_sizes: tuple[int, ...] = ()
     n_rows: int = 0
     problems: dict[int, str] = {}
+    settings: EmbeddingSettings | None = None
     refusal: str | None = None
 
 
@@ -57,7 +69,7 @@ class Reply:
     rows: NDArray[Any]
 
 
-Request = EmbedRequest | ClassifyRequest
+Request = EmbedRequest | ClassifyRequest | SettingsRequest
 REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
 
 
@@ -72,6 +84,13 @@ class EmbedderClient:
         """Return the pretrained backbone that the settings name."""
         header, _ = self._ask(EmbedRequest())
         return EmbedderBackbone(digest=header.backbone_digest, categories=header.categories, note=header.note)
+
+    def settings(self, backbone_digest: str) -> EmbeddingSettings:
+        """Return how features of a backbone are computed now."""
+        header, _ = self._ask(SettingsRequest(backbone_digest=backbone_digest), timeout_s=SETTINGS_TIMEOUT_S)
+        if header.settings is None:
+            raise EmbedderUnavailable("the embedding process does not say how it computes features")
+        return header.settings
 
     def embed(
         self,

@@ -54,8 +54,7 @@ class KeyIndex:
             self._row_numbers = np.insert(self._row_numbers, positions, n_sorted + order)
             self._recent = {}
         else:
-            for row_number in range(self._n_rows, len(keys)):
-                self._recent[keys[row_number].tobytes()] = row_number
+            self._recent.update(zip(_as_bytes(keys[self._n_rows :]), range(self._n_rows, len(keys)), strict=True))
         self._n_rows = len(keys)
 
     def find(self, wanted: Keys, keys: Keys) -> NDArray[np.int64]:
@@ -79,8 +78,8 @@ class KeyIndex:
             pending = pending[~equal]
             positions[pending] += 1
         if self._recent:
-            for index in np.flatnonzero(row_numbers < 0):
-                row_numbers[index] = self._recent.get(wanted[index].tobytes(), -1)
+            missing = np.flatnonzero(row_numbers < 0)
+            row_numbers[missing] = [self._recent.get(key, -1) for key in _as_bytes(wanted[missing])]
         return row_numbers
 
     def _find_one(self, wanted: NDArray[np.uint8], keys: Keys) -> int:
@@ -104,6 +103,12 @@ def is_first(keys: Keys) -> NDArray[np.bool_]:
     first = np.ones(len(keys), bool)
     first[order[1:][repeated]] = False
     return first
+
+
+def _as_bytes(keys: Keys) -> list[bytes]:
+    """Return each key as bytes, in a fraction of the time that it takes to convert them one by one."""
+    whole: list[bytes] = np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")[:, 0].tolist()
+    return whole
 
 
 def _prefixes(keys: Keys) -> NDArray[np.uint64]:

@@ -120,7 +120,9 @@ class Container(Adapters):
         """Labels become versions; imported here, because the web process gets by without scikit-learn."""
         from backend.services.training import Training
 
-        return Training(self.database, self.features, self.artifacts, self.clock, self.promoting, self.policy)
+        return Training(
+            self.database, self.embedder, self.features, self.artifacts, self.clock, self.promoting, self.policy
+        )
 
     @cached_property
     def finetuning(self) -> FineTuning:

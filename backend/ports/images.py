@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from model.reports import EmbeddingSettings
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedImage:
@@ -68,6 +70,13 @@ class Embedder(Protocol):
 
         Raises:
             EmbedderUnavailable: it is not up (yet).
+        """
+
+    def settings(self, backbone_digest: str) -> EmbeddingSettings:
+        """Return how features of a backbone are computed now.
+
+        Raises:
+            EmbedderUnavailable: it is not up (yet), or does not run that backbone at the moment.
         """
 
     def embed(

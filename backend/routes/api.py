@@ -238,10 +238,12 @@ def encode_report(report: VersionReport) -> Json:
         "method": report.method,
         "seed": report.seed,
         "snapshot": report.snapshot,
+        "pool": asdict(report.pool) if report.pool else None,
         "settings": {
             "backbone_digest": report.backbone_digest,
             "block_sizes": report.block_sizes,
             "candidates": report.candidates,
+            "embedding": asdict(report.embedding) if report.embedding else None,
             "finetuning": report.finetuning,
         },
         "libraries": report.libraries,

@@ -6,6 +6,7 @@ Runs in a child process of its own, whose memory, on the GPU too, ends with it.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,9 @@ class FineTuning:
         backbone = tuned.backbone
         engine = Engine(backbone, choose_device(self._settings.device))
         wanted = [digest for digest in (*labelled_paths, *training_set.pool[:MAX_POOL]) if digest in tasks]
+        started_s = time.perf_counter()
         self._embed(engine, [tasks[digest] for digest in wanted], report)
+        embedding_s = time.perf_counter() - started_s
         training_set = self._training.with_features(training_set, backbone.digest)
         learned = self._training.learn_head(training_set, backbone.digest)
         candidate = self._training.save(
@@ -100,8 +103,10 @@ class FineTuning:
             learned,
             backbone.digest,
             VersionKind.FINETUNE,
+            embedding=engine.settings,
             finetuning=config,
             finetuning_s=tuned.seconds,
+            embedding_s=embedding_s,
         )
         judgement = self._promoting.judge(training_set, candidate, learned.out_of_fold)
         if judgement.decision.promote:

@@ -19,8 +19,8 @@ from backend.domain import (
     VersionStatus,
     version_name,
 )
-from backend.errors import NotFound, TrainingImpossible
-from backend.ports import ArtifactStore, Clock, Database, FeatureStore, ReportProgress
+from backend.errors import EmbedderUnavailable, NotFound, TrainingImpossible
+from backend.ports import ArtifactStore, Clock, Database, Embedder, FeatureStore, ReportProgress
 from backend.pretrained import names_of_all_classes
 from backend.promotion import (
     TrainedLabels,
@@ -35,6 +35,7 @@ from model.checkpoint import save_checkpoint
 from model.folds import NetworkSplit
 from model.learning import Examples, Learned, TooFewLabels, learn
 from model.opinion import CorruptClassifier, Opinion, PretrainedLayers
+from model.reports import EmbeddingSettings, PoolSnapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +52,7 @@ class Training:
     def __init__(
         self,
         database: Database,
+        embedder: Embedder,
         features: FeatureStore,
         artifacts: ArtifactStore,
         clock: Clock,
@@ -58,6 +60,7 @@ class Training:
         policy: TrainingPolicy,
     ) -> None:
         self._database = database
+        self._embedder = embedder
         self._features = features
         self._artifacts = artifacts
         self._clock = clock
@@ -81,7 +84,8 @@ class Training:
         report(Progress(done=0, total=2, unit="steps"))
         learned = self.learn_head(training_set, digest)
         report(Progress(done=1, total=2, unit="steps"))
-        candidate = self.save(training_set, learned, digest, VersionKind.HEAD)
+        embedding = self._embedding_settings(digest)
+        candidate = self.save(training_set, learned, digest, VersionKind.HEAD, embedding=embedding)
         judgement = self._promoting.judge(training_set, candidate, learned.out_of_fold)
         return self._promoting.conclude(training_set, candidate, learned.out_of_fold, judgement)
 
@@ -108,7 +112,8 @@ class Training:
         """
         digests = tuple(image.image_digest for image in training_set.labelled)
         rows, _ = self._features.read(digest, digests)
-        pool, _ = self._features.read(digest, training_set.pool)
+        pool, found = self._features.read(digest, training_set.pool)
+        pool_digests = [each for each, here in zip(training_set.pool, found, strict=True) if here]
         examples = Examples(
             features=rows,
             targets=targets_of(training_set.labelled, training_set.schema),
@@ -116,7 +121,7 @@ class Training:
             judged=self._judged(digests, digest),
         )
         try:
-            return learn(
+            learned = learn(
                 examples,
                 training_set.schema.class_names,
                 multiple=training_set.schema.multiple,
@@ -126,6 +131,7 @@ class Training:
             )
         except TooFewLabels as error:
             raise TrainingImpossible(f"{error} ({len(digests)} labelled images are embedded)") from error
+        return replace(learned, pool=PoolSnapshot.of(pool_digests))
 
     def save(
         self,
@@ -134,10 +140,14 @@ class Training:
         digest: str,
         kind: VersionKind,
         *,
+        embedding: EmbeddingSettings | None = None,
         finetuning: TrainingConfig | None = None,
         finetuning_s: float | None = None,
+        embedding_s: float | None = None,
     ) -> ModelVersion:
         """Store what was learned as a candidate version, and how its network was trained, if it was for this one.
+
+        See ``save_checkpoint`` for the rest.
 
         The row comes before the folder: no folder is ever without a row, whenever a process dies.
         """
@@ -150,8 +160,10 @@ class Training:
                 learned,
                 backbone_digest=digest,
                 snapshot=labels.snapshot,
+                embedding=embedding,
                 finetuning=asdict(finetuning) if finetuning else None,
                 finetuning_s=finetuning_s,
+                embedding_s=embedding_s,
             )
             report = learned.calibrated
             with self._database.transaction() as stores:
@@ -174,6 +186,14 @@ class Training:
             structlog.contextvars.bind_contextvars(version=candidate.name)
             self._artifacts.publish(version_key(project_id, candidate.name), folder)
         return candidate
+
+    def _embedding_settings(self, digest: str) -> EmbeddingSettings | None:
+        """Return how features are computed now, by whoever does it; a version comes about without knowing that, too."""
+        try:
+            return self._embedder.settings(digest)
+        except EmbedderUnavailable as error:
+            log.info("nobody says how features are computed", backbone=digest[:8], reason=str(error))
+            return None
 
     def _learned_already(self, training_set: TrainingSet, digest: str) -> ModelVersion | None:
         """Return the version that learned the same: the active one, or the newest on this backbone.

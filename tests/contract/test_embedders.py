@@ -88,6 +88,15 @@ def test_each_image_has_a_row_of_the_base_backbone(embedding: Embedding, paths: 
     assert embedding.embedder.embed([], backbone_digest=base.digest).features.shape == (0, sum(embedded.block_sizes))
 
 
+def test_it_tells_how_it_computes_what_it_runs(embedding: Embedding) -> None:
+    settings = embedding.embedder.settings(embedding.embedder.base().digest)
+    assert (settings.backbone, settings.device) == ("resnet18", "cpu")
+    assert settings.image_views >= 1
+    assert settings.runtime
+    with pytest.raises(EmbedderUnavailable, match="ffff"):
+        embedding.embedder.settings("ffff")
+
+
 def test_an_image_that_cannot_be_read_costs_only_itself(embedding: Embedding, paths: list[Path]) -> None:
     paths[2].write_bytes(b"broken")
     embedded = embedding.embedder.embed(paths)

@@ -426,7 +426,8 @@ class TestApi:
         assert {"possible_from", "certain_above", "coverage", "mean_size", "share_decided"} <= set(report["conformal"])
         assert report["method"] in report["settings"]["candidates"]
         assert report["settings"]["finetuning"] is None
-        assert len(report["snapshot"]) == 64
+        assert set(report["settings"]["embedding"]) == {"backbone", "image_views", "device", "runtime"}
+        assert len(report["snapshot"]) == len(report["pool"]["sha256"]) == 64
         assert {"python", "numpy"} <= set(report["libraries"])
         assert report["timings_s"]["learn"] > 0
 

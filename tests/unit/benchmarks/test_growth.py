@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 
@@ -22,10 +23,12 @@ def test_everything_is_measured_at_each_size(tmp_path):
     store = {"store all", "store 64 more", "open the store", "look up 64", "compact to half"}
     assert {each.what for each in measured} == {*store, "fit a head", "score the pool", "open, read and score"}
     for what in store:
-        assert [each.n_images for each in measured if each.what == what] == [100, 300]
+        sizes = [(each.n_images, each.n_features) for each in measured if each.what == what]
+        assert sizes == [(100, 512), (100, 1112), (300, 512), (300, 1112)]
     assert [(each.n_images, each.n_classes) for each in measured if each.what == "fit a head"] == [(40, 4)]
-    scored = [(each.n_images, each.n_classes) for each in measured if each.what == "open, read and score"]
-    assert scored == [(100, 4), (100, 50), (300, 4), (300, 50)]
+    for what in ("score the pool", "open, read and score"):
+        scored = [(each.n_images, each.n_features, each.n_classes) for each in measured if each.what == what]
+        assert scored == list(product([100, 300], [512, 1112], [4, 50]))
     assert all(each.cpu_s >= 0 and each.wall_s > 0 and each.peak_bytes > 1e6 for each in measured)
     assert list(tmp_path.iterdir()) == []
 
@@ -36,9 +39,9 @@ def test_the_result_is_written_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["growth.py", *options])
     growth.main()
     written = json.loads(output.read_text())
-    assert written["options"] == {"images": [50], "labels": [20], "classes": [3]}
-    assert len(written["results"]) == 9
-    assert "fit a head, 1232 features, 3 classes" in capsys.readouterr().out
+    assert "--images 50 --labels 20 --classes 3" in written["command"]
+    assert len(written["results"]) == 15
+    assert "fit a head, 1112 features, 3 classes" in capsys.readouterr().out
     assert str(tmp_path) not in output.read_text()
 
 

@@ -1,6 +1,6 @@
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from model.inference import Predictor
 from model.learned import Learned, OutOfFold
 from model.logits import LinearMap
 from model.opinion import Opinion
+from model.reports import EmbeddingSettings, PoolSnapshot
+
+EMBEDDING = EmbeddingSettings(backbone="resnet18", image_views=2, device="cpu", runtime="torch bfloat16")
+POOL = PoolSnapshot.of(["e", "f"])
 
 
 def make_learned(*, multiple: bool = False) -> Learned:
@@ -50,6 +54,7 @@ def make_learned(*, multiple: bool = False) -> Learned:
         conformal=ConformalReport(n=4, coverage=1.0, mean_size=1.5, share_decided=0.5),
         out_of_fold=OutOfFold(digests=("a", "b", "c", "d"), probabilities=probabilities),
         seconds=0.5,
+        pool=POOL,
     )
 
 
@@ -88,7 +93,7 @@ def test_all_that_was_saved_comes_back(tmp_path: Path, multiple: bool) -> None:
 def test_the_report_comes_back_whole(tmp_path: Path, multiple: bool) -> None:
     learned = make_learned(multiple=multiple)
     config = {"epochs": 5, "learning_rate": 2e-4, "seed": 0}
-    save(tmp_path, learned, finetuning=config, finetuning_s=61.5)
+    save(tmp_path, learned, embedding=EMBEDDING, finetuning=config, finetuning_s=61.5, embedding_s=7.5)
     report = load_version_report(tmp_path)
     assert (report.uncalibrated, report.calibrated) == (learned.uncalibrated, learned.calibrated)
     assert (report.conformal, report.conformal_report) == (learned.predictor.conformal, learned.conformal)
@@ -97,16 +102,35 @@ def test_the_report_comes_back_whole(tmp_path: Path, multiple: bool) -> None:
     assert (report.method, report.candidates, report.seed) == ("pool", ("pool", "labels"), 7)
     assert (report.backbone_digest, report.block_sizes, report.snapshot) == ("f00d", (2, 3), "5a")
     assert report.finetuning == config
-    assert report.timings_s == {"learn": 0.5, "finetune": 61.5}
+    assert (report.embedding, report.pool) == (EMBEDDING, POOL)
+    assert report.timings_s == {"learn": 0.5, "finetune": 61.5, "embed": 7.5}
     assert report.libraries["numpy"] == np.__version__
-    assert {"python", "scipy", "safetensors"} <= set(report.libraries)
+    # OpenVINO is optional, but installed where these tests run
+    assert {"python", "scipy", "safetensors", "openvino"} <= set(report.libraries)
 
 
 def test_a_network_that_was_not_trained_has_no_such_settings(tmp_path: Path) -> None:
     save(tmp_path, make_learned())
     report = load_version_report(tmp_path)
     assert report.finetuning is None
+    assert report.embedding is None
     assert report.timings_s == {"learn": 0.5}
+
+
+def test_a_checkpoint_of_before_pool_and_embedding_were_told_stays_readable(tmp_path: Path) -> None:
+    save(tmp_path, make_learned(), embedding=EMBEDDING)
+    stored = json.loads((tmp_path / "model.json").read_text())
+    del stored["content"]["pool"], stored["embedding"]
+    canonical = json.dumps(stored["content"], sort_keys=True, separators=(",", ":"))
+    stored["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (tmp_path / "model.json").write_text(json.dumps(stored))
+    report = load_version_report(tmp_path)
+    assert (report.pool, report.embedding) == (None, None)
+
+
+def test_a_pool_is_known_by_its_images_in_whatever_order() -> None:
+    assert PoolSnapshot.of(["e", "f"]) == PoolSnapshot.of(["f", "e"]) != PoolSnapshot.of(["e", "g"])
+    assert PoolSnapshot.of(["e", "f"]).n_images == 2
 
 
 def test_equal_contents_have_equal_digests_and_others_have_others(tmp_path: Path) -> None:
@@ -114,9 +138,10 @@ def test_equal_contents_have_equal_digests_and_others_have_others(tmp_path: Path
     digests = []
     for name, made, changes in (
         ("first", learned, {}),
-        ("slower", replace(learned, seconds=9.0), {"finetuning_s": 3.0}),
+        ("slower", replace(learned, seconds=9.0), {"finetuning_s": 3.0, "embedding_s": 1.0, "embedding": EMBEDDING}),
         ("backbone", learned, {"backbone_digest": "beef"}),
         ("labels", learned, {"snapshot": "5b"}),
+        ("pool", replace(learned, pool=PoolSnapshot.of(["e"])), {}),
         ("seed", replace(learned, seed=8), {}),
         ("training", learned, {"finetuning": {"epochs": 5}}),
     ):
@@ -152,6 +177,8 @@ ABSURD = [
     (("finetuning",), [5]),
     (("finetuning",), {"epochs": [5]}),
     (("libraries",), None),
+    (("pool", "n_images"), -1),
+    (("pool",), [2]),
 ]
 
 
@@ -177,6 +204,15 @@ def test_absurd_timings_are_found(tmp_path: Path, timings_s: object) -> None:
     save(tmp_path, make_learned())
     path = tmp_path / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"timings_s": timings_s}))
+    with pytest.raises(CorruptCheckpoint):
+        load_version_report(tmp_path)
+
+
+@pytest.mark.parametrize("embedding", [[], {"backbone": "resnet18"}, {**asdict(EMBEDDING), "image_views": "two"}])
+def test_absurd_embeddings_are_found(tmp_path: Path, embedding: object) -> None:
+    save(tmp_path, make_learned())
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"embedding": embedding}))
     with pytest.raises(CorruptCheckpoint):
         load_version_report(tmp_path)
 

@@ -90,6 +90,11 @@ def test_a_network_is_learned_and_competes(
     assert report.finetuning is not None
     assert report.finetuning["epochs"] > 0
     assert report.timings_s["finetune"] > 0
+    assert report.timings_s["embed"] > 0
+    assert report.embedding is not None
+    assert (report.embedding.backbone, report.embedding.image_views, report.embedding.device) == ("resnet18", 1, "cpu")
+    assert report.embedding.runtime.startswith(("OpenVINO", "torch"))
+    assert report.pool == earlier.pool
     assert {progress.unit for progress in shown.reports.seen} >= {"batches", "images"}
     digests = [task.image_digest or "" for task in shown.tasks.values()]
     assert not (tmp_path / "resume" / "p5").exists()

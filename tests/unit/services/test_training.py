@@ -29,8 +29,9 @@ from backend.training_set import TrainingSet
 from model.checkpoint import load_out_of_fold, load_version_report
 from model.folds import N_FOLDS, NetworkSplit
 from model.learned import Learned, OutOfFold
-from model.reports import VersionReport
+from model.reports import PoolSnapshot, VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
+from tests.fakes import FakeEmbedder
 from tests.world import CATS_DOGS_BIRDS, PROJECT, World, pets
 
 NETWORK = "f" * 64
@@ -98,6 +99,33 @@ class TestFirstVersion:
         assert {each.task_id: each.class_names for each in labels.labelled} == {
             task_id: (name,) for task_id, name in pets(12).items()
         }
+
+    def test_its_report_tells_the_pool_and_how_features_are_computed(self, world: World) -> None:
+        world.see_tasks(pets(20))
+        world.label(pets(12))
+        world.embed()
+        world.fit()
+        report = world.projects.version(PROJECT, world.active.name).report
+        assert report is not None
+        tasks = world.tasks
+        assert report.pool == PoolSnapshot.of([tasks[number].image_digest or "" for number in range(13, 21)])
+        assert report.embedding == world.embedder.settings(BASE_DIGEST)
+
+    def test_an_embedding_process_out_of_reach_delays_nothing_and_changes_nothing(self, world: World) -> None:
+        world.see_tasks(pets(12))
+        world.label(pets(12))
+        world.embed()
+        world.embedder.down = True
+        training_set = world.training.with_features(world.training.training_set(PROJECT), BASE_DIGEST)
+        world.fit()
+        down = world.projects.version(PROJECT, world.active.name).report
+        assert down is not None
+        assert down.embedding is None
+        learned = world.training.learn_head(training_set, BASE_DIGEST)
+        settings = FakeEmbedder().settings(BASE_DIGEST)
+        again = world.training.save(training_set, learned, BASE_DIGEST, VersionKind.HEAD, embedding=settings)
+        # names end with the checkpoint's digest
+        assert again.name.split("-")[2] == world.active.name.split("-")[2]
 
     def test_pictures_never_seen_are_told_apart(self, world: World) -> None:
         world.learn(pets(12))
