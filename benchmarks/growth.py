@@ -133,7 +133,6 @@ def measure_fit(n_labels: int, n_classes: int) -> list[Measurement]:
         features=features[:n_labels],
         targets=classes[:n_labels],
         digests=tuple(digests(range(n_labels))),
-        judged=np.ones(n_labels, bool),
     )
     names = tuple(str(number) for number in range(n_classes))
 

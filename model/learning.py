@@ -10,7 +10,7 @@ Shapes: n images with a label, m without, d features, p dimensions, k classes.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -22,7 +22,7 @@ from model.classifiers import fit_multi_label, fit_single_label
 from model.conformal import cross_fitted_report, fit_conformal
 from model.discriminant import moments_of
 from model.evaluation import Targets, evaluate, log_losses
-from model.folds import N_FOLDS, first_digests, fold_groups, fold_of
+from model.folds import N_FOLDS, NetworkSplit, first_digests, fold_of
 from model.head import AnyFloats, FloatArray
 from model.inference import Predictor
 from model.learned import Learned, OutOfFold
@@ -32,7 +32,7 @@ from model.preprocessing import earlier_block_weight, fit_preprocessing
 from model.sampling import drawn_by_content
 from model.thresholds import fit_thresholds
 
-__all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_groups", "fold_of", "learn"]
+__all__ = ["N_FOLDS", "Examples", "Learned", "OutOfFold", "TooFewLabels", "fold_of", "learn"]
 
 MAX_POOL_IMAGES = 2000
 MAX_LABELLED_IMAGES = 20_000
@@ -54,19 +54,19 @@ class Examples:
         features: (n, d), float16 or wider.
         targets: class indices, (n,), or booleans, (n, k), where an image may have several classes.
         digests: of the images' content; they decide the fold, see ``model.folds``.
-        judged: (n,), which images may judge; not those that a fine-tuned backbone was trained on.
+        split: which images may judge, where the backbone was fine-tuned; all of them where it was not.
     """
 
     features: AnyFloats
     targets: Targets
     digests: tuple[str, ...]
-    judged: NDArray[np.bool_]
+    split: NetworkSplit | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""
-        lengths = (len(self.features), len(self.targets), len(self.digests), len(self.judged))
+        lengths = (len(self.features), len(self.targets), len(self.digests))
         if len(set(lengths)) != 1:
-            raise ValueError(f"features, targets, digests and judged have {lengths} rows: they must be the same images")
+            raise ValueError(f"features, targets and digests have {lengths} rows: they must be the same images")
         if not np.isfinite(self.features).all():
             raise ValueError("features hold values that are not finite: embed these images again")
 
@@ -82,11 +82,11 @@ class Examples:
         counts = np.bincount(classes)
         turns = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         kept = np.sort(order[np.argsort(turns, kind="stable")[:n_images]])
-        return Examples(
+        return replace(
+            self,
             features=self.features[kept],
             targets=self.targets[kept],
             digests=tuple(self.digests[row] for row in kept),
-            judged=self.judged[kept],
         )
 
 
@@ -137,7 +137,7 @@ def learn(
         folds=_folds(examples, coordinates),
         pool=preprocessing.transform(pool),
     )
-    judged = np.flatnonzero(examples.judged)
+    judged = np.flatnonzero(problem.folds != NEVER_HELD_OUT)
     targets, folds = problem.targets[judged], problem.folds[judged]
     fitted = problem.fit()
     method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged), targets, folds)
@@ -239,15 +239,17 @@ def _rarest_class(memberships: Targets) -> NDArray[np.intp]:
 def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
     """Return the fold of each image, (n,), near-duplicates together, and ``NEVER_HELD_OUT`` where it may not judge.
 
-    Where not all images may judge, those that may can be a whole fold of ``fold_of``: they are split by another hash;
-    and the backbone was fine-tuned, so that its features do not tell what is a near-duplicate.
+    Where the backbone was fine-tuned, those that may judge are a whole fold of ``fold_of``: they are split by another
+    hash; and near-duplicates are those that were found on pretrained features, which its own do not tell.
     """
-    if examples.judged.all():
+    if examples.split is None:
         first = first_digests(examples.digests, coordinates, examples.targets)
         return np.array([fold_of(digest) for digest in first], np.intp)
     folds = np.full(len(examples.targets), NEVER_HELD_OUT)
-    for row in np.flatnonzero(examples.judged):
-        folds[row] = fold_of(f"{examples.digests[row]} among judged")
+    for row, digest in enumerate(examples.digests):
+        group = examples.split.held_out.get(digest)
+        if group is not None:
+            folds[row] = fold_of(f"{group} among judged")
     return folds
 
 

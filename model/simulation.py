@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from model.duplicates import coordinates_of
 from model.evaluation import Targets, evaluate
-from model.folds import first_digests
 from model.head import AnyFloats
 from model.inference import Predictor
 from model.learning import Examples, TooFewLabels, learn
@@ -75,39 +72,6 @@ class Curve:
 def default_budgets(n_classes: int) -> tuple[int, ...]:
     """Return the numbers of labels at which strategies are compared: ``LABELS_PER_CLASS``."""
     return tuple(number * n_classes for number in LABELS_PER_CLASS)
-
-
-def held_out(
-    digests: Sequence[str], features: AnyFloats, targets: Targets, block_sizes: tuple[int, ...], share: float
-) -> NDArray[np.bool_]:
-    """Draw the test images, (n,), by their content: the same ones every time, of each class its share.
-
-    Near-duplicates stay together. Where an image may have several classes, it is sets of classes that have their
-    share, as far as there are enough images.
-
-    Args:
-        digests: of the images' content.
-        features: (n, d), of a backbone that was not fine-tuned on them.
-        targets: class indices, (n,), or booleans, (n, k).
-        block_sizes: how a feature row is composed.
-        share: of the images to hold out, above 0 and below 1.
-    """
-    rows = np.argsort(np.array(digests))  # so that names and order of the files do not matter
-    ordered = [digests[row] for row in rows]
-    first = first_digests(ordered, coordinates_of(features[rows], block_sizes), targets[rows])
-    labels = np.unique(targets, axis=0, return_inverse=True)[1].tolist()
-    groups: dict[str, list[int]] = {}
-    for row, group in zip(rows.tolist(), first, strict=True):
-        groups.setdefault(group, []).append(row)
-    drawn = np.zeros(len(digests), np.bool_)
-    n_seen = n_drawn = 0
-    for members in sorted(groups.values(), key=lambda members: (labels[members[0]], digests[members[0]])):
-        n_seen += len(members)
-        # What is missing from the share so far, or too much, is carried over to the next group.
-        if share * n_seen - n_drawn >= len(members) / 2:
-            drawn[members] = True
-            n_drawn += len(members)
-    return drawn
 
 
 def replay(
@@ -220,7 +184,6 @@ def _learned(
         features=images.features[asked],
         targets=images.targets[asked],
         digests=tuple(f"{seed} {index}" for index in asked),
-        judged=np.ones(len(asked), np.bool_),
     )
     pool = np.delete(images.features, asked, axis=0)
     try:

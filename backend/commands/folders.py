@@ -34,14 +34,13 @@ def fit(
     """Learn from a folder of images without any Label Studio, and say what the result is worth."""
     settings = start("fit")
     from backend.processes import one_linear_algebra_thread
-    from backend.services.folders import TEST_FOLD, FolderSettings, fit_folder, image_files, read_folder
+    from backend.services.folders import FolderSettings, fit_folder, image_files, read_folder
 
     unlabelled = image_files(pool) if pool else []
     if pool and not unlabelled:
         raise InvalidRequest(f"{pool} is no folder with images")
     labelled = read_folder(folder)
-    test_part = read_folder(test, labelled.schema) if test else labelled.part(labelled.folds == TEST_FOLD)
-    train_part = labelled if test else labelled.part(labelled.folds != TEST_FOLD)
+    test_part = read_folder(test, labelled.schema) if test else None
     folder_settings = FolderSettings(
         backbone=settings.backbone,
         weights=settings.weights,
@@ -53,7 +52,7 @@ def fit(
     )
     one_linear_algebra_thread()
     with progress_bar() as on_progress:
-        result = fit_folder(train_part, unlabelled, test_part, folder_settings, on_progress)
+        result = fit_folder(labelled, unlabelled, test_part, folder_settings, on_progress)
     encoded = {
         "metrics": asdict(result.metrics),
         "uncalibrated": {"ece": result.uncalibrated_ece, "log_loss": result.uncalibrated_log_loss},

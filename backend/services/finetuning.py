@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
 
 from backend.domain import Progress, Task, VersionKind
@@ -20,14 +19,13 @@ from backend.errors import ImageError, JobFailed
 from backend.ports import ArtifactStore, CachedImage, Database, FeatureStore, ImageSource, ReportProgress
 from backend.promotion import backbone_key, targets_of
 from model.backbones import Backbone, load_backbone, save_backbone
+from model.duplicates import MAX_IMAGES
 from model.features import Engine, choose_device
 from model.finetuning import FineTuned, TrainingConfig, TrainingDiverged
-from model.folds import NetworkSplit, fold_groups, fold_of
+from model.folds import NetworkSplit, folds_of, groups_of
 from model.recipe import finetune
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from backend.services.promoting import Promoting
     from backend.services.training import Training
     from backend.training_set import TrainingSet
@@ -89,12 +87,16 @@ class FineTuning:
         )
         labelled = tuple(image for image in training_set.labelled if image.image_digest in labelled_paths)
         training_set = replace(training_set, labelled=labelled)
-        config, tuned = self._fit(training_set, [labelled_paths[image.image_digest] for image in labelled], report)
+        wanted = [tasks[digest] for digest in (*labelled_paths, *training_set.pool[:MAX_POOL]) if digest in tasks]
+        pretrained = self._load_pretrained()
+        # images that came while a fine-tuned network served have none of its features yet
+        self._embed(Engine(pretrained, choose_device(self._settings.device)), wanted, report)
+        training_set = self._training.with_features(training_set, pretrained.digest)
+        config, tuned = self._fit(pretrained, training_set, labelled_paths, report)
         backbone = tuned.backbone
         engine = Engine(backbone, choose_device(self._settings.device))
-        wanted = [digest for digest in (*labelled_paths, *training_set.pool[:MAX_POOL]) if digest in tasks]
         started_s = time.perf_counter()
-        self._embed(engine, [tasks[digest] for digest in wanted], report)
+        self._embed(engine, wanted, report)
         embedding_s = time.perf_counter() - started_s
         training_set = self._training.with_features(training_set, backbone.digest)
         learned = self._training.learn_head(training_set, backbone.digest)
@@ -116,26 +118,27 @@ class FineTuning:
         shutil.rmtree(self._resume_folder(project_id), ignore_errors=True)
         return outcome
 
-    def _fit(
-        self, training_set: TrainingSet, paths: Sequence[Path], report: ReportProgress
-    ) -> tuple[TrainingConfig, FineTuned]:
-        """Fine-tune, and publish the network with the images it was held back from."""
+    def _load_pretrained(self) -> Backbone:
         weights = self._settings.weights
-        backbone = load_backbone(
+        return load_backbone(
             self._settings.backbone,
             weights if weights in ("auto", "none") else Path(weights),
             n_views=self._settings.image_views,
         )
-        digests = tuple(image.image_digest for image in training_set.labelled)
-        targets = targets_of(training_set.labelled, training_set.schema)
-        folds = self._folds(digests, targets, backbone)
+
+    def _fit(
+        self, backbone: Backbone, training_set: TrainingSet, paths: Mapping[str, Path], report: ReportProgress
+    ) -> tuple[TrainingConfig, FineTuned]:
+        """Fine-tune, and publish the network with the images it was held back from."""
+        digests = [image.image_digest for image in training_set.labelled]
+        groups = self._groups(training_set, backbone)
         device = choose_device(self._settings.device)
         try:
             config, tuned = finetune(
                 backbone,
-                paths,
-                targets,
-                folds,
+                [paths[digest] for digest in digests],
+                targets_of(training_set.labelled, training_set.schema),
+                folds_of(digests, groups),
                 class_count=len(training_set.schema.class_names),
                 device=device,
                 max_pixels=self._settings.max_image_pixels,
@@ -147,20 +150,18 @@ class FineTuning:
             raise JobFailed(f"fine-tuning did not work: {error}") from error
         with self._artifacts.scratch() as folder:
             save_backbone(tuned.backbone, folder)
-            NetworkSplit.of(digests, folds).write(folder)
+            NetworkSplit.of(digests, groups).write(folder)
             self._artifacts.publish(backbone_key(tuned.backbone.digest), folder)
         return config, tuned
 
-    def _folds(
-        self, digests: tuple[str, ...], targets: NDArray[np.int64] | NDArray[np.bool_], backbone: Backbone
-    ) -> NDArray[np.intp]:
-        """Return the fold of each image, near-duplicates together where pretrained features are stored."""
-        folds = np.array([fold_of(digest) for digest in digests], dtype=np.intp)
+    def _groups(self, training_set: TrainingSet, backbone: Backbone) -> dict[str, str]:
+        """Return which near-duplicates each image belongs to, by pretrained features, with or without a label."""
+        digests = [image.image_digest for image in training_set.labelled]
+        digests += training_set.pool[: max(0, MAX_IMAGES - len(digests))]
         features, found = self._features.read(backbone.digest, digests)
-        if found.any():
-            known = [digest for digest, here in zip(digests, found, strict=True) if here]
-            folds[found] = fold_groups(known, features, targets[found], backbone.block_sizes)
-        return folds
+        known = [digest for digest, here in zip(digests, found, strict=True) if here]
+        targets = targets_of(training_set.labelled, training_set.schema)
+        return groups_of(known, features, targets, backbone.block_sizes)
 
     def _bring_in(self, tasks: Sequence[Task]) -> dict[str, Path]:
         """Return image files by digest, fetching those that left the cache; images that are gone are left out."""
@@ -181,13 +182,13 @@ class FineTuning:
             return None
 
     def _embed(self, engine: Engine, tasks: Sequence[Task], report: ReportProgress) -> None:
-        """Store the new network's features of these tasks' images, where they are not stored yet."""
+        """Store a network's features of these tasks' images, where they are not stored yet."""
         digest = engine.backbone.digest
         for start in range(0, len(tasks), CHUNK_SIZE):
             report(Progress(done=start, total=len(tasks), unit="images"))
             chunk = tasks[start : start + CHUNK_SIZE]
-            _, found = self._features.read(digest, [task.image_digest or "" for task in chunk])
-            paths = self._bring_in([task for task, here in zip(chunk, found, strict=True) if not here])
+            held = self._features.holds(digest, [task.image_digest or "" for task in chunk])
+            paths = self._bring_in([task for task, is_held in zip(chunk, held, strict=True) if not is_held])
             embedded = engine.embed(list(paths.values()), max_pixels=self._settings.max_image_pixels)
             read = [name for index, name in enumerate(paths) if index not in embedded.problems]
             self._features.append(digest, read, embedded.features, block_sizes=engine.backbone.block_sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from model.backbones import Backbone, load_backbone
 from model.evaluation import Report, evaluate
 from model.features import Engine, choose_device
 from model.finetuning import TrainingDiverged
-from model.folds import JUDGING_FOLD, N_FOLDS, fold_groups, fold_of
+from model.folds import NetworkSplit, folds_of, groups_of, held_out
 from model.inference import Predictor
 from model.learning import Examples, Learned, TooFewLabels, learn
 from model.recipe import finetune
@@ -29,7 +29,7 @@ from model.recipe import finetune
 log = structlog.get_logger()
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-TEST_FOLD = N_FOLDS - 1
+TEST_SHARE = 0.2
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of the step, what is done of it, and how much it is in all."""
@@ -94,14 +94,9 @@ class LabelledFolder:
         """SHA-256 of each image's content, in hex."""
         return tuple(image.image_digest for image in self.labelled)
 
-    @property
-    def folds(self) -> NDArray[np.intp]:
-        """The fold of each image by its content alone, shape (n,)."""
-        return self.folds_from({})
-
-    def folds_from(self, known: Mapping[str, int]) -> NDArray[np.intp]:
-        """Return the fold of each image, shape (n,): the known one of its digest, or else by its content alone."""
-        return np.array([known.get(digest, fold_of(digest)) for digest in self.digests], dtype=np.intp)
+    def joined(self, other: LabelledFolder) -> LabelledFolder:
+        """Return these images and after them those of another folder, of the same classes."""
+        return replace(self, paths=self.paths + other.paths, labelled=self.labelled + other.labelled)
 
 
 def read_folder(folder: Path, schema: LabelSchema | None = None) -> LabelledFolder:
@@ -141,25 +136,39 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def fit_folder(
-    train: LabelledFolder, pool: Sequence[Path], test: LabelledFolder, settings: FolderSettings, on_progress: OnProgress
+    labelled: LabelledFolder,
+    pool: Sequence[Path],
+    test: LabelledFolder | None,
+    settings: FolderSettings,
+    on_progress: OnProgress,
 ) -> FolderResult:
-    """Learn from the training part, with the help of unlabelled images, and measure on the test part.
+    """Learn from labelled images, with the help of unlabelled ones, and measure on a test part.
+
+    Without a test part, ``TEST_SHARE`` of the labelled images are held out for it, near-duplicates together.
 
     Raises:
         TrainingImpossible: too few labels or classes, or nothing to measure on.
     """
     started_s = time.perf_counter()
-    if not test.paths:
-        raise TrainingImpossible("no image is left to measure on: give a test folder, or more images")
     weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
     backbone = load_backbone(settings.backbone, weights, n_views=settings.image_views, seed=settings.seed)
-    contest = Contest(train=train, pool=pool, test=test, settings=settings, on_progress=on_progress)
-    best = contest.enter(backbone, VersionKind.HEAD)
-    embed_s, head_s, finetune_s = best.embed_s, best.head_s, 0.0
-    if len(train.paths) >= settings.finetune_min_labels:
+    images = labelled if test is None else labelled.joined(test)
+    seen, readable = _embed(backbone, images, pool, settings, on_progress)
+    images = images.part(readable)
+    if test is None:
+        targets = targets_of(images.labelled, images.schema)
+        is_test = held_out(images.digests, seen.labelled, targets, backbone.block_sizes, TEST_SHARE)
+    else:
+        is_test = np.flatnonzero(readable) >= len(labelled.paths)
+    if not is_test.any():
+        raise TrainingImpossible("no image is left to measure on: give a test folder, or more images")
+    contest = Contest(images=images, is_test=is_test, pool=pool, settings=settings, on_progress=on_progress)
+    best = contest.enter(backbone, VersionKind.HEAD, seen)
+    embed_s, head_s, finetune_s = seen.seconds, best.head_s, 0.0
+    if len(contest.train.paths) >= settings.finetune_min_labels:
         finetune_started_s = time.perf_counter()
         try:
-            tuned = contest.enter(contest.finetune(backbone, best), VersionKind.FINETUNE, best.folds)
+            tuned = contest.finetune(backbone, seen)
         except (TrainingDiverged, ValueError) as error:
             raise TrainingImpossible(f"fine-tuning did not work: {error}") from error
         finetune_s = time.perf_counter() - finetune_started_s
@@ -170,68 +179,65 @@ def fit_folder(
         uncalibrated_ece=uncalibrated.ece,
         uncalibrated_log_loss=uncalibrated.log_loss,
         kind=best.kind,
-        n_labels=len(train.paths),
+        n_labels=len(contest.train.paths),
         n_test=calibrated.n,
-        class_names=train.schema.class_names,
+        class_names=images.schema.class_names,
         method=best.learned.method,
         seconds=Seconds(embed=embed_s, head=head_s, finetune=finetune_s, total=time.perf_counter() - started_s),
         note=backbone.note,
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a backbone makes of the readable images, with a label, (n_labelled, n_features), and in the pool."""
+
+    labelled: NDArray[np.float16]
+    pool: NDArray[np.float16]
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """A backbone with a head learned on its features; ``test_features`` are those of the readable test images.
-
-    ``folds`` are those of the training images, by their digests: near-duplicates share one.
-    """
+    """A head learned on the features of a backbone; ``test_features`` are those of the test images."""
 
     kind: VersionKind
-    folds: Mapping[str, int]
     learned: Learned
     test_features: NDArray[np.float16]
-    test: LabelledFolder
-    embed_s: float
     head_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """The same images for every backbone that enters."""
+    """The same images for every backbone that enters; ``is_test``, (n_labelled,), says which are to measure on."""
 
-    train: LabelledFolder
+    images: LabelledFolder
+    is_test: NDArray[np.bool_]
     pool: Sequence[Path]
-    test: LabelledFolder
     settings: FolderSettings
     on_progress: OnProgress
 
-    def enter(self, backbone: Backbone, kind: VersionKind, folds: Mapping[str, int] | None = None) -> Contestant:
-        """Embed everything with a backbone and learn a head; a fine-tuned one is judged on the judging fold alone."""
+    @property
+    def train(self) -> LabelledFolder:
+        """The images to learn from."""
+        return self.images.part(~self.is_test)
+
+    def enter(self, backbone: Backbone, kind: VersionKind, seen: Seen, split: NetworkSplit | None = None) -> Contestant:
+        """Learn a head on features of a backbone; a fine-tuned one is judged on what was held back from it."""
         started_s = time.perf_counter()
-        engine = Engine(backbone, choose_device(self.settings.device))
-        features, train = self._embed(engine, self.train)
-        test_features, test = self._embed(engine, self.test)
-        pool = self._features(engine, self.pool, "embed the pool")[0]
-        embedded_s = time.perf_counter()
-        targets = targets_of(train.labelled, train.schema)
-        if folds is None:
-            grouped = fold_groups(train.digests, features, targets, backbone.block_sizes)
-            folds = dict(zip(train.digests, grouped.tolist(), strict=True))
-            judged = np.ones(len(train.paths), dtype=bool)
-        else:
-            judged = train.folds_from(folds) == JUDGING_FOLD
+        train = self.train
         try:
             learned = learn(
                 Examples(
-                    features=features,
-                    targets=targets,
+                    features=seen.labelled[~self.is_test],
+                    targets=targets_of(train.labelled, train.schema),
                     digests=train.digests,
-                    judged=judged,
+                    split=split,
                 ),
                 train.schema.class_names,
                 multiple=train.schema.multiple,
                 block_sizes=backbone.block_sizes,
-                pool=pool if len(pool) else None,
+                pool=seen.pool if len(seen.pool) else None,
                 opinion=opinion_of(backbone, train.schema),
                 seed=self.settings.seed,
             )
@@ -239,29 +245,33 @@ class Contest:
             raise TrainingImpossible(str(error)) from error
         return Contestant(
             kind=kind,
-            folds=folds,
             learned=learned,
-            test_features=test_features,
-            test=test,
-            embed_s=embedded_s - started_s,
-            head_s=time.perf_counter() - embedded_s,
+            test_features=seen.labelled[self.is_test],
+            head_s=time.perf_counter() - started_s,
         )
 
-    def finetune(self, backbone: Backbone, plain: Contestant) -> Backbone:
-        """Fine-tune a backbone on the training images that neither judge nor decide when to stop."""
+    def finetune(self, backbone: Backbone, seen: Seen) -> Contestant:
+        """Fine-tune a backbone on the training images that neither judge nor decide when to stop, and let it enter."""
+        train = self.train
+        targets = targets_of(train.labelled, train.schema)
+        groups = groups_of(train.digests, seen.labelled[~self.is_test], targets, backbone.block_sizes)
         _, tuned = finetune(
             backbone,
-            self.train.paths,
-            targets_of(self.train.labelled, self.train.schema),
-            self.train.folds_from(plain.folds),
-            class_count=len(self.train.schema.class_names),
+            train.paths,
+            targets,
+            folds_of(train.digests, groups),
+            class_count=len(train.schema.class_names),
             device=choose_device(self.settings.device),
             max_pixels=self.settings.max_image_pixels,
             n_threads=None,
             on_progress=lambda done, total: self.on_progress("fine-tune", done, total),
             seed=self.settings.seed,
         )
-        return tuned.backbone
+        seen, readable = _embed(tuned.backbone, self.images, self.pool, self.settings, self.on_progress)
+        if not readable.all():
+            raise TrainingImpossible("images changed while they were learned from: leave them alone and try again")
+        split = NetworkSplit.of(train.digests, groups)
+        return self.enter(tuned.backbone, VersionKind.FINETUNE, seen, split)
 
     def better(self, tuned: Contestant, plain: Contestant) -> Contestant:
         """Return the fine-tuned contestant if it is better on the images that neither was trained on."""
@@ -271,38 +281,44 @@ class Contest:
 
     def measure(self, contestant: Contestant) -> tuple[Report, Report]:
         """Return the reports on the test part, with and without calibration."""
+        test = self.images.part(self.is_test)
+        targets = targets_of(test.labelled, test.schema)
+
+        def report(predictor: Predictor) -> Report:
+            probabilities = predictor.predict_proba(contestant.test_features)
+            return evaluate(probabilities, targets, multiple=predictor.multiple, thresholds=predictor.thresholds)
+
         predictor = contestant.learned.predictor
-        targets = targets_of(contestant.test.labelled, contestant.test.schema)
-        raw = replace(predictor, temperature=1.0)
-        return tuple(  # type: ignore[return-value]  # two of them
-            self._report(each, contestant.test_features, targets) for each in (predictor, raw)
-        )
+        return report(predictor), report(replace(predictor, temperature=1.0))
 
-    def _report(
-        self, predictor: Predictor, features: NDArray[np.float16], targets: NDArray[np.int64] | NDArray[np.bool_]
-    ) -> Report:
-        return evaluate(
-            predictor.predict_proba(features), targets, multiple=predictor.multiple, thresholds=predictor.thresholds
-        )
 
-    def _embed(self, engine: Engine, folder: LabelledFolder) -> tuple[NDArray[np.float16], LabelledFolder]:
-        """Return features of the readable images of a folder, and those images."""
-        features, readable = self._features(engine, folder.paths, "embed")
-        return features, folder.part(readable)
+def _embed(
+    backbone: Backbone,
+    images: LabelledFolder,
+    pool: Sequence[Path],
+    settings: FolderSettings,
+    on_progress: OnProgress,
+) -> tuple[Seen, NDArray[np.bool_]]:
+    """Embed labelled images and a pool; return also which of the labelled images are readable, (n_labelled,)."""
+    started_s = time.perf_counter()
+    engine = Engine(backbone, choose_device(settings.device))
 
-    def _features(
-        self, engine: Engine, paths: Sequence[Path], step: str
-    ) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    def embed(paths: Sequence[Path], step: str) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         embedded = engine.embed(
             paths,
-            max_pixels=self.settings.max_image_pixels,
-            on_progress=lambda done, total: self.on_progress(step, done, total),
+            max_pixels=settings.max_image_pixels,
+            on_progress=lambda done, total: on_progress(step, done, total),
         )
         readable = np.ones(len(paths), dtype=bool)
         for index, problem in embedded.problems.items():
             log.warning("image unusable", file=str(paths[index]), reason=problem)
             readable[index] = False
         return embedded.features, readable
+
+    features, readable = embed(images.paths, "embed")
+    pool_features, _ = embed(pool, "embed the pool")
+    seen = Seen(labelled=features, pool=pool_features, seconds=time.perf_counter() - started_s)
+    return seen, readable
 
 
 def _read_subfolders(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:

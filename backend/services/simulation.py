@@ -16,9 +16,10 @@ from backend.pretrained import opinion_of
 from backend.promotion import targets_of
 from model.backbones import Backbone, load_backbone
 from model.features import Engine, choose_device
+from model.folds import held_out
 from model.query import STRATEGIES
 from model.query_report import BASELINE, Saving, savings
-from model.simulation import Curve, Images, LabelledSet, default_budgets, held_out, replay
+from model.simulation import Curve, Images, LabelledSet, default_budgets, replay
 
 log = structlog.get_logger()
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
 
 from backend.domain import (
@@ -38,8 +36,6 @@ from model.opinion import CorruptClassifier, Opinion, PretrainedLayers
 from model.reports import EmbeddingSettings, PoolSnapshot
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from backend.services.promoting import Promoting
     from model.training import TrainingConfig
 
@@ -118,7 +114,7 @@ class Training:
             features=rows,
             targets=targets_of(training_set.labelled, training_set.schema),
             digests=digests,
-            judged=self._judged(digests, digest),
+            split=self._split(digest),
         )
         try:
             learned = learn(
@@ -210,12 +206,11 @@ class Training:
         same = [each for each in known if each.fingerprint == training_set.fingerprint(each.backbone_digest)]
         return same[0] if same and self._promoting.load_active(training_set) else None
 
-    def _judged(self, digests: Sequence[str], backbone_digest: str) -> NDArray[np.bool_]:
-        """Tell which images may judge: all of them, unless the backbone was fine-tuned on some."""
+    def _split(self, backbone_digest: str) -> NetworkSplit | None:
+        """Return which images may judge a backbone that was fine-tuned."""
         if not self._artifacts.keys(backbone_key(backbone_digest)):
-            return np.ones(len(digests), dtype=bool)
-        split = NetworkSplit.read(self._artifacts.fetch(backbone_key(backbone_digest)))
-        return np.array([split.may_judge(digest) for digest in digests], dtype=bool)
+            return None
+        return NetworkSplit.read(self._artifacts.fetch(backbone_key(backbone_digest)))
 
     def _opinion(self, schema: LabelSchema, backbone_digest: str) -> Opinion | None:
         """Return what the backbone was pretrained to say of the classes, where it knows all of them by name."""

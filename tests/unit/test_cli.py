@@ -442,6 +442,19 @@ class TestFit:
         assert result["n_labels"] + result["n_test"] == 30
         assert result["n_test"] > 0
 
+    def test_no_image_is_measured_on_whose_double_was_learned_from(self, untrained: Path) -> None:
+        # Labels that mean nothing: who gets them right has seen the double.
+        random = np.random.default_rng(0)
+        for number in range(60):
+            folder = untrained / "train" / ("red", "blue")[random.integers(2)]
+            folder.mkdir(parents=True, exist_ok=True)
+            tiles = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            for size in (64, 62):
+                tiles.resize((size, size), Image.Resampling.NEAREST).save(folder / f"{number} {size}.png")
+        result = run_json("fit", str(untrained / "train"))
+        assert result["n_test"] == pytest.approx(24, abs=2)
+        assert result["metrics"]["accuracy"] < 0.75
+
     def test_several_labels_per_image(self, untrained: Path) -> None:
         folder = draw(untrained / "train", 12)
         lines = [f"{name}/{n}.png,{name}" + ("|even" if n % 2 else "") for name in ("red", "blue") for n in range(12)]

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import islice
 from json import dumps
@@ -12,6 +13,7 @@ import pytest
 from model import learning
 from model.checkpoint import save_checkpoint
 from model.evaluation import evaluate
+from model.folds import NetworkSplit
 from model.learning import Examples, Learned, TooFewLabels, fold_of, learn
 from model.logits import LinearMap
 from model.opinion import Opinion
@@ -28,13 +30,17 @@ def make_features(classes: np.ndarray, seed: int) -> np.ndarray:
     return np.maximum(means + noise, 0).astype(np.float16)
 
 
-def make_examples(targets: np.ndarray, *, seed: int = 1, judged: np.ndarray | None = None) -> Examples:
+def make_examples(targets: np.ndarray, *, seed: int = 1) -> Examples:
     return Examples(
         features=make_features(targets, seed),
         targets=targets,
         digests=tuple(hashlib.sha256(f"{seed} {index}".encode()).hexdigest() for index in range(len(targets))),
-        judged=np.ones(len(targets), bool) if judged is None else judged,
     )
+
+
+def split_of(digests: Iterable[str]) -> NetworkSplit:
+    """Held out are these alone."""
+    return NetworkSplit(seen=frozenset(), held_out={digest: digest for digest in digests})
 
 
 def names(n_classes: int) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ def learn_from(examples: Examples, n_classes: int, pool: np.ndarray | None = Non
 def assert_sound(learned: Learned, examples: Examples) -> None:
     """Everything finite, of the right shape, and usable."""
     dumps([asdict(learned.calibrated), asdict(learned.uncalibrated)], allow_nan=False)
-    n_judged = int(examples.judged.sum())
+    n_judged = len(examples.targets if examples.split is None else examples.split.held_out)
     assert learned.calibrated.n == learned.uncalibrated.n == len(learned.out_of_fold.digests) == n_judged
     for probabilities in (learned.out_of_fold.probabilities, learned.predictor.predict_proba(examples.features)):
         assert ((probabilities >= 0) & (probabilities <= 1)).all()
@@ -106,7 +112,6 @@ def test_a_class_of_which_all_images_come_last_is_learned() -> None:
         features=features[order],
         targets=targets[order],
         digests=tuple(map(str, order)),
-        judged=np.ones(len(order), bool),
     )
     predictor = learn(examples, names(20), multiple=True, block_sizes=(128,)).predictor
     assert predictor.thresholds is not None
@@ -124,7 +129,6 @@ def test_prediction_sets_cover_with_one_label_per_class_as_often_as_reported() -
             features=features[:50].astype(np.float16),
             targets=targets[:50],
             digests=tuple(f"{seed} {index}" for index in range(50)),
-            judged=np.ones(50, bool),
         )
         learned = learn(examples, names(50), multiple=False, block_sizes=(128,))
         sets = learned.predictor.prediction_sets(features[50:].astype(np.float16))
@@ -217,13 +221,18 @@ def test_no_image_is_judged_by_what_its_own_label_taught(multiple: bool, monkeyp
     assert np.abs(new[fold != 2] - old[fold != 2]).max() > 0.01
 
 
-def test_no_image_is_judged_by_what_its_double_taught() -> None:
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_no_image_is_judged_by_what_its_double_taught(finetuned: bool) -> None:
     # Labels that mean nothing: who gets them right has seen the double.
     targets = np.random.default_rng(11).integers(0, 2, 150)
     features = np.random.default_rng(12).random((150, sum(BLOCK_SIZES)))
     doubles = features + 0.02 * np.random.default_rng(13).normal(size=features.shape)
     examples = make_examples(np.concatenate([targets, targets]))
     examples = replace(examples, features=np.concatenate([features, doubles]).astype(np.float16))
+    if finetuned:
+        # All but a few were held back from the network, whose features would not tell what is a double.
+        groups = dict(zip(examples.digests[2:], (examples.digests[:150] * 2)[2:], strict=True))
+        examples = replace(examples, split=NetworkSplit(seen=frozenset(examples.digests[:2]), held_out=groups))
     learned = learn_from(examples, 2)
     assert learned.uncalibrated.accuracy == pytest.approx(0.5, abs=0.12)
     assert learned.calibrated.log_loss > 0.65
@@ -232,7 +241,7 @@ def test_no_image_is_judged_by_what_its_double_taught() -> None:
 def test_where_few_may_judge_a_version_is_as_sure_as_where_all_may() -> None:
     targets = np.arange(150) % 3
     examples = make_examples(targets)
-    few = replace(examples, judged=np.arange(150) < 30)
+    few = replace(examples, split=split_of(examples.digests[:30]))
     all_judge, few_judge = learn_from(examples, 3), learn_from(few, 3)
     rows = [all_judge.out_of_fold.digests.index(digest) for digest in few_judge.out_of_fold.digests]
     sure = np.log(all_judge.out_of_fold.probabilities[rows].max(axis=1)).mean()
@@ -243,16 +252,16 @@ def test_images_a_backbone_was_trained_on_never_judge() -> None:
     targets = np.arange(80) % 2
     # As after fine-tuning: one whole fold was held out.
     examples = make_examples(targets)
-    examples = replace(examples, judged=np.array([fold_of(digest) == 0 for digest in examples.digests]))
+    held_out = {digest for digest in examples.digests if fold_of(digest) == 0}
+    examples = replace(examples, split=split_of(held_out))
     learned = learn_from(examples, 2)
     assert_sound(learned, examples)
-    held_out = {digest for digest, judged in zip(examples.digests, examples.judged, strict=True) if judged}
     assert set(learned.out_of_fold.digests) == held_out
     assert learned.calibrated.accuracy > 0.8
 
 
 def test_nobody_to_judge_is_an_empty_report() -> None:
-    examples = make_examples(np.arange(20) % 2, judged=np.zeros(20, bool))
+    examples = replace(make_examples(np.arange(20) % 2), split=split_of([]))
     learned = learn_from(examples, 2, make_features(np.arange(30) % 2, 2))
     assert_sound(learned, examples)
     assert learned.calibrated.n == 0

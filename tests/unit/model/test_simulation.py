@@ -1,4 +1,3 @@
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from model import simulation
 from model.logits import LinearMap
 from model.opinion import Opinion
 from model.query import STRATEGIES, Pool, Scores, score
-from model.simulation import Images, LabelledSet, Round, held_out, replay, simulate
+from model.simulation import Images, LabelledSet, Round, replay, simulate
 
 BLOCK_SIZES = (4, 16)
 
@@ -112,47 +111,6 @@ def test_a_replay_of_several_seeds_is_a_curve() -> None:
         rounds = rounds_of(images, "random", (3, 12), seed)
         assert curve.accuracy[seed] == [round(each.accuracy, 4) for each in rounds]
         assert curve.macro_f1[seed] == [round(each.macro_f1, 4) for each in rounds]
-
-
-def digests_of(n_images: int) -> list[str]:
-    return [hashlib.sha256(bytes([number])).hexdigest() for number in range(n_images)]
-
-
-def apart(n_images: int) -> np.ndarray:
-    """Features of images none of which is like another."""
-    return np.random.default_rng(5).random((n_images, sum(BLOCK_SIZES))).astype(np.float16)
-
-
-class TestHeldOut:
-    @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-    def test_of_each_class_its_share(self, share: float) -> None:
-        targets = np.array([0] * 150 + [1] * 50 + [2] * 20)
-        drawn = held_out(digests_of(220), apart(220), targets, BLOCK_SIZES, share)
-        for target, size in ((0, 150), (1, 50), (2, 20)):
-            assert abs(drawn[targets == target].sum() - share * size) <= 1
-
-    def test_of_sets_of_classes_too(self) -> None:
-        targets = np.random.default_rng(1).random((200, 3)) < 0.5
-        drawn = held_out(digests_of(200), apart(200), targets, BLOCK_SIZES, 0.3)
-        assert drawn.sum() == 60
-        for row in np.unique(targets, axis=0):
-            alike = (targets == row).all(axis=1)
-            assert abs(drawn[alike].sum() - 0.3 * alike.sum()) <= 1
-
-    def test_content_alone_decides(self) -> None:
-        digests, features, targets = np.array(digests_of(100)), apart(100), np.arange(100) % 2
-        drawn = held_out(digests.tolist(), features, targets, BLOCK_SIZES, 0.3)
-        order = np.random.default_rng(2).permutation(100)
-        again = held_out(digests[order].tolist(), features[order], targets[order], BLOCK_SIZES, 0.3)
-        np.testing.assert_array_equal(again, drawn[order])
-
-    def test_near_duplicates_stay_together(self) -> None:
-        features = np.repeat(apart(60), 2, axis=0)
-        targets = np.repeat(np.arange(60) % 2, 2)
-        features[1::2] *= 1.05
-        drawn = held_out(digests_of(120), features, targets, BLOCK_SIZES, 0.3)
-        np.testing.assert_array_equal(drawn[::2], drawn[1::2])
-        assert abs(drawn.sum() - 36) <= 2
 
 
 def test_what_the_backbone_was_pretrained_to_say_counts_as_it_does_for_annotators() -> None:

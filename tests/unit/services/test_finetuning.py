@@ -18,7 +18,7 @@ from backend.services import finetuning
 from backend.services.finetuning import FineTuning, FineTuningSettings
 from backend.services.promoting import Judgement
 from model.backbones import Backbone, load_backbone
-from model.features import Engine
+from model.features import Embedded, Engine
 from model.folds import NetworkSplit
 from model.training import TrainingConfig
 from tests.world import PROJECT, World, pets
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.slow
 N = 40
 
 
-def picture(name: str, seed: int) -> bytes:
+def picture(name: str, seed: int, compress_level: int = 6) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 120, (24, 24, 3), dtype=np.uint8)
     pixels[..., 0 if name == "cat" else 2] += 120
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=compress_level)
     return file.getvalue()
 
 
@@ -196,11 +196,41 @@ def test_a_network_never_sees_the_double_of_an_image_that_judges_it(shown: World
     service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
     candidate = shown.versions[0]
     split = NetworkSplit.read(shown.artifacts.fetch(backbone_key(candidate.backbone_digest)))
-    assert len(split.seen) + len(split.held_out) == N
-    assert candidate.n_validation == len(split.held_out)
+    labelled = {shown.tasks[number].image_digest for number in pets(N)}
+    assert split.seen == labelled - split.held_out.keys()
+    assert candidate.n_validation == len(labelled & split.held_out.keys())
     for first, second in zip(digests[::2], digests[1::2], strict=True):
-        if {first, second} <= split.seen | split.held_out:
-            assert (first in split.seen) == (second in split.seen)
+        assert (first in split.held_out) == (second in split.held_out)
+
+
+def test_doubles_are_found_among_images_that_came_while_a_fine_tuned_network_served(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those have no pretrained features, which tell what is a double: here by what is to be seen, whatever the file."""
+    names = {100 + number: name for number, name in pets(N).items()}
+    for task in shown.see_tasks(names):
+        shown.images.contents[task.image_url or ""] = picture(names[task.id], task.id - 100, compress_level=1)
+    shown.label({number: name for number, name in names.items() if number <= 120})
+    shown.embed()
+    pretrained = load_backbone("resnet18", "none", n_views=1)
+    embed = Engine.embed
+
+    def told_apart(engine: Engine, paths: list[Path], **options: Any) -> Embedded:
+        if engine.backbone.digest != pretrained.digest:
+            return embed(engine, paths, **options)
+        pixels = [np.asarray(Image.open(path)).astype(np.uint32) for path in paths]
+        rows = [np.random.default_rng(each.ravel()).random(pretrained.n_features) for each in pixels]
+        return Embedded(features=np.array(rows, np.float16).reshape(-1, pretrained.n_features), problems={})
+
+    monkeypatch.setattr(Engine, "embed", told_apart)
+    service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    split = NetworkSplit.read(shown.artifacts.fetch(backbone_key(shown.versions[0].backbone_digest)))
+    digests = {number: task.image_digest or "" for number, task in shown.tasks.items()}
+    assert len(split.seen | split.held_out.keys()) > N + 20
+    assert split.seen.isdisjoint(split.held_out)
+    for number in pets(N):
+        assert digests[number] != digests[100 + number]
+        assert (digests[number] in split.held_out) == (digests[100 + number] in split.held_out)
 
 
 def test_every_image_has_features_of_a_network_before_it_serves(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backend.errors import InvalidRequest, TrainingImpossible
@@ -106,21 +107,18 @@ class TestTestPart:
         with pytest.raises(InvalidRequest, match="no label or several"):
             read_folder(tmp_path, make_schema("cat", "dog"))
 
-    def test_nothing_to_measure_on(self, tmp_path: Path) -> None:
-        train = read_folder(fill(tmp_path, "cat/1.jpg", "dog/1.jpg"))
-        nothing = train.part(train.folds < 0)
+    @pytest.mark.parametrize("test", [None, "test"])
+    def test_nothing_to_measure_on(self, tmp_path: Path, test: str | None) -> None:
+        train = read_folder(fill(tmp_path / "train", "cat/1.jpg", "dog/1.jpg"))
+        unreadable = test and read_folder(fill(tmp_path / test, "cat/2.jpg"), train.schema)
         with pytest.raises(TrainingImpossible, match="measure on"):
-            fit_folder(train, [], nothing, SETTINGS, lambda _step, _done, _total: None)
+            fit_folder(train, [], unreadable or None, SETTINGS, lambda _step, _done, _total: None)
 
 
-def test_parts_and_folds_go_by_content(tmp_path: Path) -> None:
-    fill(tmp_path, *(f"cat/{number}.jpg" for number in range(40)))
-    read = read_folder(tmp_path)
-    parts = [read.part(read.folds == fold) for fold in range(5)]
-    assert sum(len(part.paths) for part in parts) == 40
-    assert all(part.paths for part in parts)
-    (tmp_path / "cat" / "0.jpg").rename(tmp_path / "cat" / "z.jpg")
-    moved = read_folder(tmp_path)
-    assert {image.image_digest for image in moved.part(moved.folds == 0).labelled} == {
-        image.image_digest for image in parts[0].labelled
-    }
+def test_parts_and_joined_ones_keep_images_and_labels_together(tmp_path: Path) -> None:
+    first = read_folder(fill(tmp_path / "first", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"))
+    second = read_folder(fill(tmp_path / "second", "dog/4.jpg"), first.schema)
+    part = first.joined(second).part(np.array([True, False, True, True]))
+    assert [path.name for path in part.paths] == ["1.jpg", "3.jpg", "4.jpg"]
+    assert [image.class_names for image in part.labelled] == [("cat",), ("dog",), ("dog",)]
+    assert part.digests == (first.digests[0], first.digests[2], second.digests[0])

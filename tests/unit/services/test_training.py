@@ -27,7 +27,7 @@ from backend.promotion import TrainedLabels, backbone_key, version_key
 from backend.services.promoting import Judgement
 from backend.training_set import TrainingSet
 from model.checkpoint import load_out_of_fold, load_version_report
-from model.folds import N_FOLDS, NetworkSplit
+from model.folds import NetworkSplit
 from model.learned import Learned, OutOfFold
 from model.reports import PoolSnapshot, VersionReport
 from tests.factories import BASE_DIGEST, image_url, make_config, make_task
@@ -60,7 +60,7 @@ def finish_finetuning(world: World, training_set: TrainingSet) -> ModelVersion:
     digests = tuple(image.image_digest for image in training_set.labelled)
     world.embedder.finetuned.add(NETWORK)
     with world.artifacts.scratch() as folder:
-        NetworkSplit.of(digests, np.arange(len(digests)) % N_FOLDS).write(folder)
+        NetworkSplit.of(digests, {digest: digest for digest in digests}).write(folder)
         world.artifacts.publish(backbone_key(NETWORK), folder)
     cached = [world.images.cached(digest) for digest in digests]
     embedded = world.embedder.embed([image.path for image in cached if image], backbone_digest=NETWORK)
@@ -279,8 +279,9 @@ class TestMoreLabels:
     def test_on_a_fine_tuned_backbone_only_images_it_never_saw_judge(self, world: World) -> None:
         world.learn(pets(40))
         digests = [task.image_digest or "" for task in world.tasks.values()]
+        # as if the last ten had come since
         held_out = set(digests[:12])
-        split = NetworkSplit(seen=frozenset(digests[12:]), held_out=frozenset(held_out))
+        split = NetworkSplit(seen=frozenset(digests[12:30]), held_out={digest: digest for digest in held_out})
         with world.artifacts.scratch() as folder:
             split.write(folder)
             world.artifacts.publish(backbone_key("f" * 64), folder)
