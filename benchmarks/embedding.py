@@ -1,11 +1,13 @@
 """How fast images become features: decoding and resizing, and the network in each runtime there is here.
 
-    python benchmarks/embedding.py [--backbones mobilenet_v2 resnet18 densenet121] [--threads 1] [--rounds 7]
-        [--output benchmarks/results/embedding.json]
+    python -m benchmarks.embedding [--backbones mobilenet_v3_large mobilenet_v2 resnet18 densenet121] [--threads 1]
+        [--rounds 7] [--output benchmarks/results/embedding.json]
 
 Stands alone: JPEGs are generated, with shapes of all sizes, soft and hard edges and noise; weights are random. What is
 compared is measured in turns, once per round; times are the smallest of all rounds, of the processor's clock for
 ratios, because other work on the machine moves the wall clock.
+
+ONNX Runtime takes part where it is installed: uv pip install onnx onnxruntime
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from safetensors.torch import save_file
 
 from benchmarks.described import described
 from model.backbones import Backbone, load_backbone
-from model.runtimes import OpenvinoRuntime, TorchRuntime, choose_runtime
+from model.runtimes import FromPixels, OpenvinoRuntime, TorchRuntime, choose_runtime
 from model.transforms import InputSpec, normalise, to_pixels
 
 IMAGE_SIZES = {"640 x 480": (640, 480), "1920 x 1080": (1920, 1080), "4000 x 3000": (4000, 3000)}
 IMAGES_PER_SIZE = 2
 BATCH_SIZES = (1, 8)
+BACKBONES = ("mobilenet_v3_large", "mobilenet_v2", "resnet18", "densenet121")
 PRESET = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
 SPEC = InputSpec.from_preset(PRESET)
 DRAFT_SIDE = 2 * SPEC.resize_size
@@ -196,13 +199,33 @@ def eager(backbone: Backbone) -> Network:
     return run
 
 
+def by_onnx_runtime(backbone: Backbone) -> Network:
+    """Return the network in ONNX Runtime, which has no bfloat16 for processors."""
+    import onnxruntime
+
+    file = BytesIO()
+    example = torch.zeros(1, SPEC.crop_size, SPEC.crop_size, 3, dtype=torch.uint8)
+    axes = {"pixels": {0: "n"}}
+    network = FromPixels(backbone.network, SPEC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has a newer way to export, which wants one more package
+        torch.onnx.export(network, (example,), file, input_names=["pixels"], dynamic_axes=axes, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+
+
 def networks(backbone: Backbone) -> dict[str, Network]:
     runtimes: list[TorchRuntime | OpenvinoRuntime] = [
         TorchRuntime(backbone, bfloat16=bfloat16) for bfloat16 in (False, True)
     ]
     if importlib.util.find_spec("openvino"):
         runtimes += [OpenvinoRuntime(backbone, bfloat16=bfloat16) for bfloat16 in (False, True)]
-    return {"torch float32, channels first": eager(backbone)} | {runtime.name: runtime for runtime in runtimes}
+    others = {"torch float32, channels first": eager(backbone)}
+    if importlib.util.find_spec("onnxruntime"):
+        others["ONNX Runtime float32"] = by_onnx_runtime(backbone)
+    return others | {runtime.name: runtime for runtime in runtimes}
 
 
 def agreement(
@@ -270,7 +293,7 @@ def running_table(results: list[Running], threads: int) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "resnet18", "densenet121"])
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path)
@@ -284,7 +307,7 @@ def main() -> None:
     console.print(running_table(runnings, arguments.threads))
     if arguments.output:
         report = {
-            **described("numpy", "pillow", "torch", "torchvision", "openvino"),
+            **described("numpy", "pillow", "torch", "torchvision", "openvino", "onnxruntime"),
             "decoders": [asdict(each) for each in decodings],
             "runtimes": [asdict(each) for each in runnings],
         }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from model.augmentation import training_pixels
 from model.image_files import UnreadableImage
+from model.staging import Staging
 from model.transforms import InputSpec, to_pixels
 
 N_BATCHES_AHEAD = 3
@@ -58,7 +59,7 @@ class ImageLoader:
         spec: what the network wants to see.
         max_pixels: most pixels of an image.
         n_threads: threads that decode.
-        device: where batches go: to a GPU as bytes, a quarter of what the network sees, while it computes.
+        device: where batches go, to a GPU while it computes.
     """
 
     def __init__(
@@ -78,8 +79,7 @@ class ImageLoader:
         self._spec = spec
         self._max_pixels = max_pixels
         self._n_threads = n_threads
-        self._device = device
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._staging = Staging(device)
         self._decoders = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
         self._collator = ThreadPoolExecutor(1, thread_name_prefix="collate")
 
@@ -131,21 +131,6 @@ class ImageLoader:
             except UnreadableImage as problem:
                 self.problems[row] = str(problem)
         side = self._spec.crop_size
-        pixels = torch.empty((len(readable), side, side, 3), dtype=torch.uint8, pin_memory=self._copying is not None)
-        for place, image in zip(pixels.numpy(), readable.values(), strict=True):
-            place[...] = image
-        return self._on_device(Batch(pixels=pixels, targets=self._targets[list(readable)]))
-
-    def _on_device(self, batch: Batch) -> Batch:
-        """Copy a batch to the GPU beside what that computes; nobody but this thread waits for it."""
-        if self._copying is None:
-            return batch
-        try:
-            # This thread's own device is the first one: to leave a stream of another would take memory there.
-            with torch.cuda.device(self._device), torch.cuda.stream(self._copying):
-                pixels = batch.pixels.to(self._device, non_blocking=True)
-                copied = Batch(pixels=pixels, targets=batch.targets.to(self._device))
-        except torch.OutOfMemoryError:
-            return batch  # the network needs all the memory just now; when it is this batch's turn, there is room
-        self._copying.synchronize()
-        return copied
+        pixels = self._staging.stacked(list(readable.values()), (side, side, 3))
+        pixels, targets = self._staging.copied(pixels, self._targets[list(readable)])
+        return Batch(pixels=pixels, targets=targets)

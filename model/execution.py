@@ -1,6 +1,6 @@
 """How batches are computed while training: device, precision, and in parts where memory is short.
 
-Nothing is compiled: that took 24 to 48 seconds for each shape of a batch, and most trainings on a GPU are shorter.
+Nothing is compiled: on a processor that took 24 to 49 seconds for each shape of a batch. On a GPU nobody measured it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from model.batches import Batch
 from model.precision import bfloat16_pays, keep_depthwise_in_float32
+from model.staging import claim
 from model.transforms import InputSpec, normalise
 
 log = structlog.get_logger()
@@ -70,12 +71,8 @@ class Execution:
 
     def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""
-        for tensor in (batch.pixels, batch.targets):
-            if tensor.is_cuda:
-                # the loader's stream owns this memory: it must not fill it anew before ours has read it
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-        images = normalise(batch.pixels, self._spec, self.device)
-        return images, batch.targets.to(self.device, non_blocking=True)
+        images = normalise(claim(batch.pixels), self._spec, self.device)
+        return images, claim(batch.targets).to(self.device, non_blocking=True)
 
     def forward(
         self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, part: slice

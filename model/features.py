@@ -1,12 +1,16 @@
-"""From image files to features: decoding in threads, ahead of a network in the fastest runtime there is here."""
+"""From image files to features: decoding in threads, ahead of a network in the fastest runtime there is here.
+
+While a GPU computes a batch, a thread stacks the next one and copies it there. A processor would gain nothing by that:
+to stack takes it less than a hundredth of the time that the network takes.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,6 +26,7 @@ from model.backbones import Backbone
 from model.image_files import UnreadableImage
 from model.reports import EmbeddingSettings
 from model.runtimes import choose_runtime
+from model.staging import Staging, claim, one_ahead
 from model.transforms import InputSpec, to_views
 
 _log = structlog.get_logger()
@@ -54,6 +59,19 @@ class Embedded:
     problems: dict[int, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """The readable ones of some images, maybe none, staged for the device.
+
+    ``pixels`` uint8 (n_readable, n_views, height, width, 3); ``problems`` as in ``Embedded``; ``n_done`` is the number
+    of images up to the end of this batch.
+    """
+
+    pixels: torch.Tensor
+    problems: dict[int, str]
+    n_done: int
+
+
 def choose_device(wish: str) -> str:
     """Return ``cpu`` or ``cuda`` for a wish of ``auto``, ``cpu`` or ``cuda``.
 
@@ -80,6 +98,7 @@ class Engine:
         self.device = device
         self.batch_size = (_CPU_BATCH_SIZE if device == "cpu" else _CUDA_BATCH_SIZE) // backbone.input_spec.n_views
         self.runtime = choose_runtime(backbone, device)
+        self._staging = Staging(torch.device(device))
 
     @property
     def settings(self) -> EmbeddingSettings:
@@ -117,42 +136,52 @@ class Engine:
         decode = partial(_decode, views=views, spec=self.backbone.input_spec, max_pixels=max_pixels)
         rows: list[NDArray[np.float16]] = [np.empty((0, self.backbone.n_features), np.float16)]
         problems: dict[int, str] = {}
-        batch: list[NDArray[np.uint8]] = []
-        with closing(_decode_ahead(sources, decode, n_decoders or os.cpu_count() or 1, _BATCHES_AHEAD * size)) as all_:
-            for index, pixels in enumerate(all_):
-                if isinstance(pixels, UnreadableImage):
-                    problems[index] = str(pixels)
-                else:
-                    batch.append(pixels)
-                if len(batch) < size and index + 1 < len(sources):
-                    continue
-                if batch:
-                    rows.append(self._features(batch))
-                    batch = []
+        with ExitStack() as running:
+            n_threads = n_decoders or os.cpu_count() or 1
+            decoded = running.enter_context(closing(_decode_ahead(sources, decode, n_threads, _BATCHES_AHEAD * size)))
+            batches = self._batches(decoded, size, len(sources))
+            if self.device == "cuda":
+                batches = running.enter_context(closing(one_ahead(batches)))
+            for batch in batches:
+                problems |= batch.problems
+                if len(batch.pixels):
+                    rows.append(self._features(batch.pixels))
                 if on_progress is not None:
-                    on_progress(index + 1, len(sources))
+                    on_progress(batch.n_done, len(sources))
         return Embedded(features=np.concatenate(rows), problems=problems)
 
-    def _features(self, batch: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
+    def _batches(self, decoded: Iterable[Decoded], size: int, n_sources: int) -> Generator[_Batch]:
+        spec = self.backbone.input_spec
+        images: list[NDArray[np.uint8]] = []
+        problems: dict[int, str] = {}
+        for index, result in enumerate(decoded):
+            if isinstance(result, UnreadableImage):
+                problems[index] = str(result)
+            else:
+                images.append(result)
+            if len(images) == size or index + 1 == n_sources:
+                stacked = self._staging.stacked(images, (spec.n_views, spec.crop_size, spec.crop_size, 3))
+                (pixels,) = self._staging.copied(stacked)
+                yield _Batch(pixels=pixels, problems=problems, n_done=index + 1)
+                images, problems = [], {}
+
+    def _features(self, pixels: torch.Tensor) -> NDArray[np.float16]:
         try:
-            return self._forward(batch)
+            return self._forward(pixels)
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if len(pixels) == 1:
                 raise
         # Out of the handler, so that what the failed pass still held is free.
         torch.cuda.empty_cache()
-        half = len(batch) // 2
+        half = len(pixels) // 2
         self.batch_size = min(self.batch_size, half)
         _log.warning("GPU memory is too small for the batch, halving it", batch_size=half)
-        return np.concatenate([self._features(batch[:half]), self._features(batch[half:])])
+        return np.concatenate([self._features(pixels[:half]), self._features(pixels[half:])])
 
-    def _forward(self, batch: list[NDArray[np.uint8]]) -> NDArray[np.float16]:
-        """Return the features of images, each given as its views, (n_views, height, width, 3): the mean over views."""
-        n_views, *shape = batch[0].shape
-        pinned = self.device == "cuda"  # memory that a GPU reads without a copy in between
-        pixels = torch.empty((len(batch) * n_views, *shape), dtype=torch.uint8, pin_memory=pinned).numpy()
-        np.concatenate(batch, out=pixels)
-        features = self.runtime(pixels).reshape(len(batch), n_views, -1).mean(axis=1)
+    def _forward(self, pixels: torch.Tensor) -> NDArray[np.float16]:
+        """Return the features of images, (n_images, n_views, height, width, 3): the mean over views."""
+        n_images, n_views = pixels.shape[:2]
+        features = self.runtime(claim(pixels).flatten(0, 1)).reshape(n_images, n_views, -1).mean(axis=1)
         finite: NDArray[np.float32] = np.nan_to_num(features, nan=0.0).clip(-_FLOAT16_MAX, _FLOAT16_MAX)
         return finite.astype(np.float16)
 

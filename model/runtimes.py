@@ -5,8 +5,9 @@ OpenVINO needs a fraction of torch's processor time here, and its threads do not
 spread between images: too little to change what a head says, so that rows of several runtimes may stand side by side
 under one backbone digest.
 
-``torch.compile`` is left out on purpose: it takes most of a minute for each batch size, at every start of a process,
-and on a processor it stays slower than OpenVINO.
+``torch.compile`` is left out on purpose: on a processor it takes most of a minute for each batch size, at every start
+of a process, and stays slower than OpenVINO; on a GPU nobody measured it. So is ONNX Runtime: it has no bfloat16 for
+processors, and in float32 it is about as fast as OpenVINO.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ class Runtime(Protocol):
 
     name: str
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the features (n, n_features) of images (n, height, width, 3) as ``to_pixels`` makes them."""
+    def __call__(self, pixels: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32]:
+        """Return the features (n, n_features) of images (n, height, width, 3) as ``to_pixels`` makes them.
+
+        They may lie on the runtime's device already.
+        """
 
 
 class WrongConversion(Exception):
@@ -71,7 +75,7 @@ class TorchRuntime:
         self._bfloat16 = bfloat16
         self._network = _prepared(backbone.network, device, bfloat16=bfloat16)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, pixels: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32]:
         """Return the features of images; the copy to a GPU is asynchronous when they lie in pinned memory."""
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bfloat16):
             features: NDArray[np.float32] = self._network(normalise(pixels, self._spec, self._device)).cpu().numpy()
@@ -93,7 +97,7 @@ class OpenvinoRuntime:
         openvino = _import_openvino()
         size = backbone.input_spec.crop_size
         probe = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-        original = _FromPixels(backbone.network, backbone.input_spec)
+        original = FromPixels(backbone.network, backbone.input_spec)
         n_threads = torch.get_num_threads()
         options = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -111,17 +115,18 @@ class OpenvinoRuntime:
         with torch.inference_mode():
             _verify(self(probe), original(torch.from_numpy(probe)).numpy(), backbone.block_sizes)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, pixels: NDArray[np.uint8] | torch.Tensor) -> NDArray[np.float32]:
         """Return the features of images."""
-        features = np.empty((len(pixels), self._n_features), np.float32)
+        images = np.asarray(pixels)
+        features = np.empty((len(images), self._n_features), np.float32)
 
         def keep(request: Any, row: int) -> None:
             features[row] = request.get_output_tensor().data[0]
 
         with self._one_caller:
             self._requests.set_callback(keep)
-            for row in range(len(pixels)):
-                self._requests.start_async(pixels[row : row + 1], row, share_inputs=True)
+            for row in range(len(images)):
+                self._requests.start_async(images[row : row + 1], row, share_inputs=True)
             self._requests.wait_all()
         return features
 
@@ -141,7 +146,7 @@ def _prepared(network: FeatureNetwork, device: str, *, bfloat16: bool) -> Featur
     return prepared
 
 
-class _FromPixels(nn.Module):
+class FromPixels(nn.Module):
     """Pixels (n, height, width, 3) to features: normalisation as part of the network."""
 
     def __init__(self, network: FeatureNetwork, spec: InputSpec) -> None:
@@ -151,6 +156,7 @@ class _FromPixels(nn.Module):
         self.eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return features (n, n_features)."""
         return self.network(normalise(pixels, self.spec))  # type: ignore[no-any-return]
 
 

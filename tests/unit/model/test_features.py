@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def backbone() -> Backbone:
     return load_backbone("squeezenet1_1", "none")
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def engine(request: pytest.FixtureRequest, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """One that works as on a processor, and one that stages batches ahead as for a GPU; both compute on a processor."""
+    engine = Engine(backbone)
+    monkeypatch.setattr(engine, "device", request.param)
+    return engine
+
+
 def picture(seed: int) -> bytes:
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = BytesIO()
@@ -36,7 +45,7 @@ def in_float32(backbone: Backbone, sources: list[bytes]) -> np.ndarray:
         return backbone.network(normalise(pixels, backbone.input_spec)).numpy()
 
 
-def test_each_image_has_its_row_and_bad_ones_only_their_reason(backbone: Backbone, tmp_path: Path) -> None:
+def test_each_image_has_its_row_and_bad_ones_only_their_reason(engine: Engine, tmp_path: Path) -> None:
     good = [picture(seed) for seed in range(7)]
     (tmp_path / "file.png").write_bytes(good[6])
     wide = BytesIO()
@@ -44,8 +53,9 @@ def test_each_image_has_its_row_and_bad_ones_only_their_reason(backbone: Backbon
     sources = [good[0], b"no image", good[1], good[2], good[3][:300], tmp_path / "gone.png", wide.getvalue()]
     sources += [good[4], good[5], tmp_path / "file.png"]
 
-    embedded = Engine(backbone).embed(sources, max_pixels=MAX_PIXELS, batch_size=2)
+    embedded = engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=2)
 
+    backbone = engine.backbone
     assert embedded.features.shape == (6, backbone.n_features)
     assert embedded.features.dtype == np.float16
     assert np.isfinite(embedded.features).all()
@@ -58,9 +68,9 @@ def test_each_image_has_its_row_and_bad_ones_only_their_reason(backbone: Backbon
 
 
 @pytest.mark.parametrize("sources", [[], [b"no image"], [b"no image"] * 3])
-def test_nothing_readable_gives_no_rows(backbone: Backbone, sources: list[bytes]) -> None:
-    embedded = Engine(backbone).embed(sources, max_pixels=MAX_PIXELS, batch_size=2)
-    assert embedded.features.shape == (0, backbone.n_features)
+def test_nothing_readable_gives_no_rows(engine: Engine, sources: list[bytes]) -> None:
+    embedded = engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=2)
+    assert embedded.features.shape == (0, engine.backbone.n_features)
     assert list(embedded.problems) == list(range(len(sources)))
 
 
@@ -95,8 +105,7 @@ def test_values_beyond_float16_are_clipped(backbone: Backbone, monkeypatch: pyte
     assert features.tolist() == [[65504.0, -65504.0, 0.0, 65504.0, 1.0]]
 
 
-def test_progress_is_told_and_can_end_the_work(backbone: Backbone) -> None:
-    engine = Engine(backbone)
+def test_progress_is_told_and_can_end_the_work(engine: Engine) -> None:
     sources = [picture(0), picture(1), b"no image", picture(2), b"no image"]
     told: list[tuple[int, int]] = []
     engine.embed(
@@ -111,8 +120,40 @@ def test_progress_is_told_and_can_end_the_work(backbone: Backbone) -> None:
         engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=2, on_progress=cancel)
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_batch_is_staged_while_a_gpu_computes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(backbone)
+    monkeypatch.setattr(engine, "device", "cuda")
+    staged = [threading.Event() for _ in range(3)]
+    not_yet, turns = iter(staged), iter(range(3))
+    copy, runtime = engine._staging.copied, engine.runtime
+
+    def copied(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        copies = copy(*tensors)
+        next(not_yet).set()
+        return copies
+
+    def compute(pixels: torch.Tensor) -> np.ndarray:
+        for each in staged[: next(turns) + 2]:
+            assert each.wait(30)
+        return runtime(pixels)
+
+    monkeypatch.setattr(engine._staging, "copied", copied)
+    monkeypatch.setattr(engine, "runtime", compute)
+    embedded = engine.embed([picture(seed) for seed in range(5)], max_pixels=MAX_PIXELS, batch_size=2)
+    assert len(embedded.features) == 5
+    assert list(turns) == []
+
+
+def test_a_failure_while_a_batch_is_staged_is_raised(engine: Engine) -> None:
+    def broken(*_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("no process decodes")
+
+    with pytest.raises(RuntimeError, match="no process decodes"):
+        engine.embed([picture(0)], max_pixels=MAX_PIXELS, views=broken)
+    assert not [each for each in threading.enumerate() if each.name.startswith("stage")]
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [picture(seed) for seed in range(7)]
     expected = engine.embed(sources, max_pixels=MAX_PIXELS).features
     runtime, sizes = engine.runtime, []
@@ -132,9 +173,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(backbone: Backbone, monkeypa
     assert {entry["log_level"] for entry in logs} == {"warning"}
 
 
-def test_no_room_for_one_image_is_an_error(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(backbone)
-
+def test_no_room_for_one_image_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(_: np.ndarray) -> np.ndarray:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -90,6 +90,41 @@ def test_features_in_bfloat16_point_where_those_in_float32_do(backbone: Backbone
     assert ((features * expected).sum(axis=1) / lengths).min() > 0.999
 
 
+def test_pixels_lie_on_the_gpu_when_their_turn_comes(backbone: Backbone, sources: list[Path]) -> None:
+    engine = Engine(backbone, "cuda")
+    runtime = engine.runtime
+    staged: list[torch.Tensor] = []
+
+    def compute(pixels: torch.Tensor) -> np.ndarray:
+        staged.append(pixels)
+        return runtime(pixels)
+
+    engine.runtime = compute  # type: ignore[assignment]
+    features = engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=16).features
+    assert [(len(pixels), pixels.is_cuda) for pixels in staged] == [*[(16, True)] * 4, (8, True)]
+    pixels = [to_pixels(source, backbone.input_spec, max_pixels=MAX_PIXELS) for source in sources]
+    np.testing.assert_array_equal(np.concatenate([each.cpu() for each in staged]), np.stack(pixels))
+    from_host = [runtime(np.stack(pixels[start : start + 16])) for start in range(0, N_IMAGES, 16)]
+    np.testing.assert_array_equal(features, np.concatenate(from_host).astype(np.float16))
+
+
+def test_embedding_goes_on_where_memory_is_too_small_for_the_batch(backbone: Backbone, sources: list[Path]) -> None:
+    engine = Engine(backbone, "cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    expected = engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=N_IMAGES).features
+    peak = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.7 * peak / torch.cuda.mem_get_info()[1])
+    try:
+        with structlog.testing.capture_logs() as logs:
+            features = engine.embed(sources, max_pixels=MAX_PIXELS, batch_size=N_IMAGES).features
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [entry["batch_size"] for entry in logs if "halving" in entry["event"]]
+    np.testing.assert_allclose(features, expected, atol=0.05 * expected.astype(np.float32).std())
+
+
 def test_same_seed_same_device_same_weights(backbone: Backbone, sources: list[Path]) -> None:
     nothing = ORDER < 0
     first, second = (run(backbone, sources, validation=nothing) for _ in range(2))

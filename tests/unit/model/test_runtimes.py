@@ -77,7 +77,7 @@ def check_agreement(runtime: Runtime, backbone: Backbone) -> None:
     assert same.sum() >= N_PICTURES - 1
 
 
-FEW = ["mobilenet_v2", "resnet18"]
+FEW = ["mobilenet_v3_large", "mobilenet_v2", "resnet18"]
 MANY = ["densenet121", "efficientnet_b0", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t"]
 NAMES = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MANY)]
 
@@ -143,7 +143,7 @@ def test_a_conversion_that_computes_something_else_is_refused(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert = runtimes._converted
-    other = runtimes._FromPixels(load_backbone("squeezenet1_1", "none", seed=1).network, backbone.input_spec)
+    other = runtimes.FromPixels(load_backbone("squeezenet1_1", "none", seed=1).network, backbone.input_spec)
     monkeypatch.setattr(runtimes, "_converted", lambda _, probe: convert(other, probe))
     with pytest.raises(WrongConversion, match="features of block 0 deviate"):
         OpenvinoRuntime(backbone, bfloat16=False)
