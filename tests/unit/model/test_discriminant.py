@@ -45,6 +45,36 @@ def test_without_shrinkage_it_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+@pytest.mark.parametrize("n_images", [9, 90, 900])
+def test_it_is_shrunk_as_by_so_many_images_per_dimension(n_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discriminant, "PRIOR_COUNT", 0.0)
+    rows, targets = clusters(n_images)
+    # With equal variances in all directions shrinkage would change nothing.
+    rows *= np.linspace(0.2, 3, rows.shape[1], dtype=np.float32)
+    moments = moments_of(rows, one_hot(targets))
+    ours = softmax(fit_lda(moments, prior_of(moments, multiple=False)).logits(rows))
+    prior_images = 0.35 * rows.shape[1]
+    shrunk = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=prior_images / (prior_images + n_images))
+    np.testing.assert_allclose(ours, shrunk.fit(rows, targets).predict_proba(rows), atol=1e-3)
+
+
+def test_each_class_against_the_rest_shrinks_what_is_within_towards_all() -> None:
+    n_images = 30
+    rows, targets = clusters(n_images)
+    rows *= np.linspace(0.2, 3, rows.shape[1], dtype=np.float32)
+    moments = moments_of(rows, one_hot(targets))
+    ours = fit_one_vs_rest_lda(moments, np.full(3, 1 / 3))
+    prior_images = 0.35 * rows.shape[1]
+    shrinkage = prior_images / (prior_images + n_images)
+    average_variance = rows.var(axis=0).mean()
+    for column in range(3):
+        sides = [rows[targets == column], rows[targets != column]]
+        within = sum(len(side) * np.cov(side.T, ddof=0) for side in sides) / n_images
+        covariance = (1 - shrinkage) * within + shrinkage * average_variance * np.eye(rows.shape[1])
+        expected = np.linalg.solve(covariance, sides[0].mean(axis=0) - sides[1].mean(axis=0))
+        np.testing.assert_allclose(ours.weight[:, column], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_each_class_against_the_rest_is_the_two_class_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discriminant, "PRIOR_IMAGES_PER_DIMENSION", 0.0)
     rows, targets = clusters(90)

@@ -174,6 +174,41 @@ def test_a_pool_helps_unless_it_misleads(classes_of_pool: np.ndarray, method: st
         assert accuracies[1] == pytest.approx(accuracies[0], abs=0.01)
 
 
+def test_a_pool_helps_though_it_holds_a_tenth_as_many_of_some_classes() -> None:
+    """Pseudo-labels of the many do not drown the labels of the few."""
+    targets, of_pool = np.arange(800) % 4, np.repeat([0, 1, 2, 3], [300, 300, 30, 30])
+    fresh = make_features(targets, 3)
+
+    def recalls(seed: int, pool: np.ndarray | None) -> list[float]:
+        learned = learn_from(make_examples(np.arange(12) % 4, seed=seed), 4, pool)
+        report = evaluate(learned.predictor.predict_proba(fresh), targets, multiple=False)
+        return [each.recall for each in report.per_class]
+
+    seeds = range(100, 106)
+    alone = np.mean([recalls(seed, None) for seed in seeds], axis=0)
+    helped = np.mean([recalls(seed, make_features(of_pool, 100 + seed)) for seed in seeds], axis=0)
+    assert helped.mean() > alone.mean() + 0.02
+    assert helped.min() > alone.min()
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+def test_a_class_with_one_label_in_sixty_is_found(with_pool: bool) -> None:
+    labels = np.repeat([0, 1], [600, 10])
+    pool = make_features(np.repeat([0, 1], [900, 15]), 2) if with_pool else None
+    learned = learn_from(make_examples(labels), 2, pool)
+    targets = np.repeat([0, 1], 400)
+    fresh = evaluate(learned.predictor.predict_proba(make_features(targets, 3)), targets, multiple=False)
+    assert min(each.recall for each in fresh.per_class) > 0.8
+
+
+def test_features_are_centred_on_all_images_with_and_without_a_label() -> None:
+    examples, pool = make_examples(np.arange(40) % 4), make_features(500 + np.arange(160) % 4, 2)
+    both = np.concatenate([examples.features, pool]).astype(np.float64)
+    centre = learn_from(examples, 4, pool).predictor.head.centre
+    np.testing.assert_allclose(centre, np.sqrt(both).mean(axis=0), rtol=1e-3)
+    assert np.abs(centre - np.sqrt(both[:40]).mean(axis=0)).max() > 0.1
+
+
 def test_no_image_has_a_say_in_which_method_judges_it() -> None:
     folds, targets = np.arange(300) % 3, np.arange(300) // 3 % 2
     right = 3.0 * np.eye(2, dtype=np.float32)[targets]
