@@ -18,7 +18,7 @@ from tests.postgresql import LocalPostgresql, NoPostgresql
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
 # Consoles are made when their module is imported, and would keep to the width of the terminal that tests run in.
-os.environ.pop("COLUMNS", None)
+os.environ.pop("COLUMNS", None)  # noqa: TID251 - for consoles alone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
