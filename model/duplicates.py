@@ -25,6 +25,7 @@ LIKENESS = 0.85
 MAX_IMAGES = 20_000
 """Every image is held against every other: 20,000 take seconds, and ten times as many a hundred times as long."""
 ROWS_AT_ONCE = 512
+NONE_ALIKE = -1
 N_LEADING = 64
 MAX_PAIRS_APART = 100_000
 
@@ -59,8 +60,7 @@ def duplicate_groups(coordinates: FloatArray) -> NDArray[np.intp]:
     n_images = len(coordinates)
     if n_images > MAX_IMAGES:
         raise ValueError(f"{n_images} images are too many to hold each against each: at most {MAX_IMAGES}")
-    lengths = np.linalg.norm(coordinates, axis=1, keepdims=True)
-    directions = coordinates / np.maximum(lengths, np.finfo(np.float32).tiny)
+    directions = _directions(coordinates)
     bounds = _bounds(directions)
     groups = np.arange(n_images)
     for start in range(0, n_images, ROWS_AT_ONCE):
@@ -71,6 +71,29 @@ def duplicate_groups(coordinates: FloatArray) -> NDArray[np.intp]:
             graph = coo_array((np.ones(len(rows), np.bool_), pairs), shape=(n_images, n_images))
             groups = connected_components(graph, directed=False)[1][groups].astype(np.intp)
     return groups
+
+
+def most_alike(coordinates: FloatArray, others: FloatArray) -> NDArray[np.intp]:
+    """Return the row of the other image that each image is most alike to, (n,), ``NONE_ALIKE`` where there is none.
+
+    Args:
+        coordinates: of the images, (n, p).
+        others: coordinates of the other ones, (m, p) with m > 0.
+    """
+    directions, candidates = _directions(coordinates), _directions(others)
+    rows = np.full(len(directions), NONE_ALIKE)
+    for start in range(0, len(directions), ROWS_AT_ONCE):
+        cosines = directions[start : start + ROWS_AT_ONCE] @ candidates.T
+        rows[start : start + ROWS_AT_ONCE] = np.where(
+            cosines.max(axis=1) > LIKENESS, cosines.argmax(axis=1), NONE_ALIKE
+        )
+    return rows
+
+
+def _directions(coordinates: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(coordinates, axis=1, keepdims=True)
+    directions: FloatArray = coordinates / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return directions
 
 
 def _alike(

@@ -21,6 +21,7 @@ from model.calibration import TYPICAL_TEMPERATURE, final_temperature, fit_temper
 from model.classifiers import fit_multi_label, fit_single_label
 from model.conformal import cross_fitted_report, fit_conformal
 from model.discriminant import moments_of
+from model.duplicates import NONE_ALIKE, most_alike
 from model.evaluation import Targets, evaluate, log_losses
 from model.folds import N_FOLDS, NetworkSplit, first_digests, fold_of
 from model.head import AnyFloats, FloatArray
@@ -69,6 +70,11 @@ class Examples:
             raise ValueError(f"features, targets and digests have {lengths} rows: they must be the same images")
         if not np.isfinite(self.features).all():
             raise ValueError("features hold values that are not finite: embed these images again")
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Which images may judge, (n,)."""
+        return np.array([self.split is None or digest in self.split.held_out for digest in self.digests], np.bool_)
 
     def thinned(self, n_images: int) -> Examples:
         """Return at most ``n_images`` of them, by their digests, so that rare classes keep all and the same stay.
@@ -137,7 +143,7 @@ def learn(
         folds=_folds(examples, coordinates),
         pool=preprocessing.transform(pool),
     )
-    judged = np.flatnonzero(problem.folds != NEVER_HELD_OUT)
+    judged = np.flatnonzero(examples.judged)
     targets, folds = problem.targets[judged], problem.folds[judged]
     fitted = problem.fit()
     method, chosen = _choose(*_out_of_fold_logits(problem, tuple(fitted), judged), targets, folds)
@@ -237,19 +243,23 @@ def _rarest_class(memberships: Targets) -> NDArray[np.intp]:
 
 
 def _folds(examples: Examples, coordinates: FloatArray) -> NDArray[np.intp]:
-    """Return the fold of each image, (n,), near-duplicates together, and ``NEVER_HELD_OUT`` where it may not judge.
+    """Return the fold of each image, (n,), near-duplicates together, and ``NEVER_HELD_OUT`` where none is needed.
 
     Where the backbone was fine-tuned, those that may judge are a whole fold of ``fold_of``: they are split by another
-    hash; and near-duplicates are those that were found on pretrained features, which its own do not tell.
+    hash; and near-duplicates are those that were found on pretrained features, which its own do not tell. Its own do
+    tell which of the judges an image that came later may be the double of: it does not teach where that one judges.
     """
     if examples.split is None:
         first = first_digests(examples.digests, coordinates, examples.targets)
         return np.array([fold_of(digest) for digest in first], np.intp)
+    seen, held_out = examples.split.seen, examples.split.held_out
+    judged = np.flatnonzero(examples.judged)
+    later = np.array([digest not in seen and digest not in held_out for digest in examples.digests], np.bool_)
     folds = np.full(len(examples.targets), NEVER_HELD_OUT)
-    for row, digest in enumerate(examples.digests):
-        group = examples.split.held_out.get(digest)
-        if group is not None:
-            folds[row] = fold_of(f"{group} among judged")
+    folds[judged] = [fold_of(f"{held_out[examples.digests[row]]} among judged") for row in judged]
+    if len(judged):
+        rows = most_alike(coordinates[later], coordinates[judged])
+        folds[later] = np.where(rows == NONE_ALIKE, NEVER_HELD_OUT, folds[judged[rows]])
     return folds
 
 

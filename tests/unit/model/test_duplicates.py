@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from model import duplicates
-from model.duplicates import MAX_IMAGES, duplicate_groups, near_duplicates
+from model.duplicates import MAX_IMAGES, NONE_ALIKE, duplicate_groups, most_alike, near_duplicates
 
 BLOCK_SIZES = (8, 12, 40)
 
@@ -74,3 +74,11 @@ def test_images_without_features_of_their_own_are_like_no_other() -> None:
 def test_too_many_images_are_refused() -> None:
     with pytest.raises(ValueError, match="too many"):
         duplicate_groups(np.zeros((MAX_IMAGES + 1, 1), np.float32))
+
+
+def test_the_most_alike_points_the_same_way_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "ROWS_AT_ONCE", 2)
+    others = np.array([[1, 0], [0, 9], [0, 0], [5, 5]], np.float32)
+    images = np.array([[3, 0.1], [0, 0.1], [1, 2], [2, 2], [-9, 1]], np.float32)
+    assert most_alike(images, others).tolist() == [0, 1, 3, 3, NONE_ALIKE]
+    assert most_alike(images[:0], others).tolist() == []
