@@ -17,8 +17,8 @@ from tests.postgresql import LocalPostgresql, NoPostgresql
 
 CACHE_DIR = Path(__file__).parents[1] / ".cache"
 
-# Consoles are made when their module is imported, and would keep to the width of the terminal that tests run in.
-os.environ.pop("COLUMNS", None)  # noqa: TID251 - for consoles alone
+# readline, which pytest imports, sets it for child processes: consoles made at import would keep to that width.
+os.environ.pop("COLUMNS", None)  # noqa: TID251 - no setting of Tandem
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
