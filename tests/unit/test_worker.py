@@ -324,7 +324,9 @@ class TestLease:
         assert project.versions[0].status is VersionStatus.REJECTED
 
     @pytest.mark.parametrize(
-        "worker", [f"{socket.gethostname()}-{os.getppid()}", f"elsewhere-{os.getpid()}", "elsewhere", "by-hand"]
+        "worker",
+        [f"{socket.gethostname()}-{os.getppid()}", f"elsewhere-{os.getpid()}", "elsewhere", "by-hand"],
+        ids=["alive", "on another machine", "without a number", "named by hand"],
     )
     def test_whose_end_is_not_known_keeps_its_lease(self, worker: str) -> None:
         assert not has_ended(worker)
