@@ -32,12 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, help="what tests that kill draw from, as a failed one printed it")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # One process for what shares fixtures: a file, and all that needs the real Label Studio.
-        group = "label_studio" if item.get_closest_marker("label_studio") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and not has_gpu():
         for item in for_gpu:
