@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from backend.domain import VersionKind
+from backend.promotion import targets_of
 from backend.services.folders import Contest
 from benchmarks.ablation_heads import Change, replaced
 from benchmarks.frozen import DEFAULTS, embedding_through
@@ -51,9 +52,20 @@ def tune(
         for change in changes:
             changed.enter_context(change(split))
         stopwatch = Stopwatch()
-        tuned = contest.finetune(backbone, plain)
+        _, tuned = recipe.finetune(
+            backbone,
+            split.train.paths,
+            targets_of(split.train.labelled, split.train.schema),
+            split.train.folds_from(plain.folds),
+            class_count=len(split.train.schema.class_names),
+            device=device,
+            max_pixels=settings.max_image_pixels,
+            n_threads=None,
+            on_progress=lambda *_: None,
+            seed=seed,
+        )
         cost = stopwatch.read()
-        contestant = contest.enter(tuned, VersionKind.FINETUNE, plain.folds)
+        contestant = contest.enter(tuned.backbone, VersionKind.FINETUNE, plain.folds)
         calibrated, uncalibrated = contest.measure(contestant)
         chosen = contest.better(contestant, plain).kind
     return Outcome(
@@ -63,7 +75,7 @@ def tune(
         uncalibrated_ece=uncalibrated.ece,
         log_loss=calibrated.log_loss,
         **cost._asdict(),
-        note=f"{contestant.learned.method}; the competition would choose {chosen.value}",
+        note=f"epoch {tuned.best_epoch} of {tuned.history[-1].epoch}; the competition would choose {chosen.value}",
     )
 
 
