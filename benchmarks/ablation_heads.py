@@ -36,6 +36,7 @@ Change = Callable[[Split], AbstractContextManager[object]]
 """Puts something else in the place of a part of the recipe, for one draw."""
 Maps = dict[str, LinearMap]
 NEIGHBOURS = 10
+_COMBINE = classifiers._combinations
 
 
 def replaced(owner: object, name: str, by: object) -> Change:
@@ -185,7 +186,6 @@ def _of_both(make: Callable[[Callable[..., Maps]], Callable[..., Maps]]) -> tupl
 
 def _chosen(choose: Callable[..., Maps]) -> Change:
     """Let ``choose`` say which methods there are, of those of the recipe and its parts."""
-    combine = classifiers._combinations
 
     def combinations(
         coordinates: FloatArray,
@@ -196,10 +196,16 @@ def _chosen(choose: Callable[..., Maps]) -> Change:
         *,
         multiple: bool,
     ) -> Maps:
-        recipe = combine(coordinates, moments, pool, discriminant, logistic, multiple=multiple)
+        recipe = _COMBINE(coordinates, moments, pool, discriminant, logistic, multiple=multiple)
         return choose({**recipe, "lda": discriminant, "logistic": logistic, "prototype": _prototypes(moments)})
 
     return replaced(classifiers, "_combinations", combinations)
+
+
+def _lda_for_logistic(
+    coordinates: FloatArray, moments: Moments, pool: FloatArray, lda: LinearMap, _: LinearMap, *, multiple: bool
+) -> Maps:
+    return _COMBINE(coordinates, moments, pool, lda, lda, multiple=multiple)
 
 
 def _only(*names: str) -> Change:
@@ -287,6 +293,9 @@ HEADS: dict[str, Callable[..., Outcome]] = {
     "label spreading itself": spreading,
     "LDA": partial(head, changes=(_only("lda"),)),
     "logistic regression": partial(head, changes=(_only("logistic"),)),
+    "head without logistic regression": partial(
+        head, changes=(replaced(classifiers, "_combinations", _lda_for_logistic),)
+    ),
     "nearest prototype": partial(head, changes=(_only("prototype"),)),
     "head with pool, unasked": partial(head, changes=(_only("pool"),)),
     "head, more to choose from": partial(head, changes=(_only("pool", "labelled", "lda", "logistic", "prototype"),)),
