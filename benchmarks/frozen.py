@@ -105,7 +105,7 @@ def tandem(
     )
     pool = split.pool if with_pool else ()
     stopwatch = Stopwatch()
-    with _embedding_through(memory):
+    with embedding_through(memory):
         result = fit_folder(split.train, pool, split.test, settings, lambda *_: None)
     cost, pool_wall_s = memory.settle(stopwatch.read(), split)
     return Outcome(
@@ -121,7 +121,8 @@ def tandem(
 
 
 @contextmanager
-def _embedding_through(memory: FeatureMemory) -> Iterator[None]:
+def embedding_through(memory: FeatureMemory) -> Iterator[None]:
+    """Let every engine ask the memory for features before it computes any."""
     embed = Engine.embed
 
     def recall(engine: Engine, sources: Sequence[Path], **options: Any) -> Embedded:

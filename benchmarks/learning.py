@@ -104,7 +104,16 @@ def runs_to_do(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, methods=list(all_methods()), output=RESULTS / "learning.json")
+    parser.add_argument("--no-finetune", dest="finetune", action="store_false", help="only heads of ours")
+    parser.add_argument("--bfloat16", action="store_true", help="peers that train a network compute in it, for speed")
+    parser.add_argument("--figure", type=Path, default=RESULTS / "learning.png")
+    return checked(parser)
+
+
+def make_parser(description: str | None, *, methods: list[str], output: Path) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark on photos has to be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--weights-dir", type=Path)
     parser.add_argument("--test-split", type=Path)
@@ -112,15 +121,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v2", "densenet121"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 25, 50], help="labels per class")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--methods", nargs="+", choices=list(all_methods()))
-    parser.add_argument("--no-finetune", dest="finetune", action="store_false", help="only heads of ours")
+    parser.add_argument("--methods", nargs="+", choices=methods)
     parser.add_argument("--again", nargs="+", default=[], metavar="METHOD", help="drop the runs of these methods first")
     parser.add_argument("--max-minutes", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for every method")
-    parser.add_argument("--bfloat16", action="store_true", help="peers that train a network compute in it, for speed")
-    parser.add_argument("--output", type=Path, default=RESULTS / "learning.json")
-    parser.add_argument("--figure", type=Path, default=RESULTS / "learning.png")
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, and end the benchmark where photos or weights are not there."""
     arguments = parser.parse_args()
     for option in ("--images", "--weights-dir", "--test-split"):
         path = getattr(arguments, option.strip("-").replace("-", "_"))

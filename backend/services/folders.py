@@ -153,7 +153,7 @@ def fit_folder(
     weights = settings.weights if settings.weights in ("auto", "none") else Path(settings.weights)
     backbone = load_backbone(settings.backbone, weights, n_views=settings.image_views, seed=settings.seed)
     images = labelled if test is None else labelled.joined(test)
-    seen, readable = _embed(backbone, images, pool, settings, on_progress)
+    seen, readable = embed_images(backbone, images, pool, settings, on_progress)
     images = images.part(readable)
     if test is None:
         targets = targets_of(images.labelled, images.schema)
@@ -267,7 +267,7 @@ class Contest:
             on_progress=lambda done, total: self.on_progress("fine-tune", done, total),
             seed=self.settings.seed,
         )
-        seen, readable = _embed(tuned.backbone, self.images, self.pool, self.settings, self.on_progress)
+        seen, readable = embed_images(tuned.backbone, self.images, self.pool, self.settings, self.on_progress)
         if not readable.all():
             raise TrainingImpossible("images changed while they were learned from: leave them alone and try again")
         split = NetworkSplit.of(train.digests, groups)
@@ -280,7 +280,7 @@ class Contest:
         return tuned if comparison.is_improvement else plain
 
     def measure(self, contestant: Contestant) -> tuple[Report, Report]:
-        """Return the reports on the test part, with and without calibration."""
+        """Return the reports on the test part, of what is served and of its head alone, without calibration."""
         test = self.images.part(self.is_test)
         targets = targets_of(test.labelled, test.schema)
 
@@ -289,10 +289,10 @@ class Contest:
             return evaluate(probabilities, targets, multiple=predictor.multiple, thresholds=predictor.thresholds)
 
         predictor = contestant.learned.predictor
-        return report(predictor), report(replace(predictor, temperature=1.0))
+        return report(predictor), report(replace(predictor, temperature=1.0, opinion=None))
 
 
-def _embed(
+def embed_images(
     backbone: Backbone,
     images: LabelledFolder,
     pool: Sequence[Path],
