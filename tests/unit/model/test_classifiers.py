@@ -25,9 +25,7 @@ def fit_labelled(rows: np.ndarray, targets: np.ndarray) -> LinearMap:
     return fit_single_label(rows, targets, moments, NO_POOL)["labelled"]
 
 
-@pytest.mark.parametrize(
-    ("labels_per_class", "share"), [(5, 0.5), (25, 0.5), (50, 0.25), (100, 0.125), (500, 0.025)]
-)
+@pytest.mark.parametrize(("labels_per_class", "share"), [(5, 0.5), (25, 0.5), (50, 0.25), (100, 0.125), (500, 0.025)])
 def test_logistic_regression_counts_half_with_few_labels_and_less_with_more(
     labels_per_class: int, share: float
 ) -> None:

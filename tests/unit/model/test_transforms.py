@@ -67,6 +67,7 @@ def decoded_size(content: bytes, min_side: int | None, max_pixels: int = MAX_PIX
         (481, 643, "JPEG"),
         (1920, 1080, "JPEG"),
         (1300, 2001, "JPEG"),
+        (4000, 3000, "JPEG"),
         (200, 150, "JPEG"),
         (300, 900, "PNG"),
     ],
