@@ -82,13 +82,13 @@ def test_linear_probe_is_penalised_logistic_regression() -> None:
 
 
 def test_linear_probe_learns_a_thousand_classes() -> None:
-    """With the settings for so many classes, and weights of classes of which some have three times the images."""
+    """With the settings for so many; some have three times the images of the others."""
     classes = np.concatenate([np.arange(1000), np.arange(100), np.arange(100)])
     centres = np.random.default_rng(0).normal(size=(1000, 32))
 
     def draw(seed: int, of_classes: np.ndarray) -> torch.Tensor:
         noise = 0.4 * np.random.default_rng(seed).normal(size=(len(of_classes), 32))
-        return torch.from_numpy((centres[of_classes] + noise).astype(np.float32))
+        return torch.from_numpy((2 + 0.01 * (centres[of_classes] + noise)).astype(np.float32))
 
     config = TrainingConfig.for_labels(len(classes), 1000)
     assert config.mixup_alpha == 0, "with so few images per class a blend shows nothing"
@@ -97,8 +97,8 @@ def test_linear_probe_learns_a_thousand_classes() -> None:
     criterion = Criterion(multiple=False, weights=weights, label_smoothing=config.label_smoothing)
     weight, bias = linear_probe(draw(1, classes), targets, criterion, penalty=config.head_penalty)
     found = (draw(2, np.arange(1000)) @ weight.T + bias).argmax(dim=1).numpy() == np.arange(1000)
-    assert found.mean() > 0.8
-    assert found[100:].mean() > 0.8
+    assert found[:100].mean() > 0.9
+    assert found[100:].mean() > 0.9
 
 
 def test_linear_probe_survives_absent_classes_and_constant_features() -> None:
