@@ -19,6 +19,7 @@ MAX_ITERATIONS = 30
 MIN_ITERATIONS = 5
 MAX_ITERATION_CLASSES = 3000
 GRADIENT_TOLERANCE = 1e-5
+PRIOR_COUNT = 0.5
 
 Loss = Callable[[FloatArray, FloatArray], tuple[float, FloatArray]]
 """Logits (n, k) and targets (n, k) to the sum of the losses and its gradient by the logits."""
@@ -26,20 +27,25 @@ Loss = Callable[[FloatArray, FloatArray], tuple[float, FloatArray]]
 
 def fit_multinomial(coordinates: FloatArray, memberships: FloatArray, inverse_penalty: float) -> LinearMap:
     """Fit one class out of several; ``memberships``, (n, k), are one-hot rows."""
-    return _fit(coordinates, memberships, inverse_penalty, _cross_entropy)
+    return _fit(coordinates, memberships, inverse_penalty, _cross_entropy, np.zeros(memberships.shape[1]))
 
 
 def fit_one_vs_rest(coordinates: FloatArray, targets: NDArray[np.bool_], inverse_penalty: float) -> LinearMap:
     """Fit each class by itself on ``targets``, (n, k)."""
-    return _fit(coordinates, targets.astype(np.float32), inverse_penalty, _binary_cross_entropy)
+    # With very many classes the few steps that there are would go into saying that each is rare.
+    counts = targets.sum(axis=0)
+    first_bias = np.log((counts + PRIOR_COUNT) / (len(targets) - counts + PRIOR_COUNT))
+    return _fit(coordinates, targets.astype(np.float32), inverse_penalty, _binary_cross_entropy, first_bias)
 
 
-def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, loss: Loss) -> LinearMap:
+def _fit(
+    coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, loss: Loss, first_bias: NDArray[np.float64]
+) -> LinearMap:
     n_images, n_dimensions = coordinates.shape
     if n_images < n_dimensions:
         # No step leaves the span of the rows: its gradient is a sum of them, and so is the penalty's.
         basis = np.linalg.qr(coordinates.T).Q
-        within = _fit(coordinates @ basis, targets, inverse_penalty, loss)
+        within = _fit(coordinates @ basis, targets, inverse_penalty, loss, first_bias)
         return LinearMap(weight=basis @ within.weight, bias=within.bias)
     n_classes = targets.shape[1]
     # An iteration costs in proportion to the classes; with very many of them the first few steps have to do.
@@ -57,7 +63,7 @@ def _fit(coordinates: FloatArray, targets: FloatArray, inverse_penalty: float, l
 
     result = minimize(
         objective,
-        np.zeros((n_dimensions + 1) * n_classes),
+        np.concatenate([np.zeros(n_dimensions * n_classes), first_bias]),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": n_iterations, "gtol": GRADIENT_TOLERANCE, "maxcor": 10},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from backend.adapters.executors import ProcessExecutor, ThreadExecutor
+from backend.adapters.priority import LEAST_PRIORITY
 from backend.domain import JobKind, Progress
 from backend.errors import JobCancelled, JobFailed, JobInterrupted, JobProcessDied, TrainingImpossible
 from tests.factories import make_job
@@ -22,6 +24,11 @@ HEAD = make_job(1, JobKind.HEAD)
 def pid_of(executor: ProcessExecutor) -> int | None:
     child = executor._child
     return child.pid if child and child.poll() is None else None
+
+
+def priority_of(pid: int) -> tuple[int, int]:
+    """Return the policy by which a process gets its turns, and its niceness."""
+    return os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
 
 
 @pytest.fixture
@@ -99,6 +106,27 @@ class TestWarmChild:
         with pytest.raises(JobInterrupted, match="s3://bucket/prefix cannot be used now"):
             warm.run(HEAD, Reports())
         assert pid_of(warm), "the child is not to blame"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's policy")
+    def test_a_child_lets_all_others_go_first_once_it_fine_tunes(
+        self, environment: World, warm: ProcessExecutor
+    ) -> None:
+        environment.unlabel(*range(4, 13))
+        usual, seen = priority_of(os.getpid()), []
+
+        def look(_: Progress) -> None:
+            seen.append(priority_of(pid_of(warm) or 0))
+            if seen[-1] != usual:
+                raise JobCancelled("it may wait long for a processor that nobody else wants")
+
+        with pytest.raises(TrainingImpossible):
+            warm.run(HEAD, look)
+        with pytest.raises((JobCancelled, TrainingImpossible)):
+            warm.run(replace(HEAD, kind=JobKind.FINETUNE), look)
+        if pid := pid_of(warm):
+            seen.append(priority_of(pid))
+        policy, niceness = seen[-1]
+        assert policy in (os.SCHED_IDLE, os.SCHED_BATCH) or niceness == LEAST_PRIORITY
 
     def test_a_cancelled_job_ends_the_child(self, environment: World, warm: ProcessExecutor) -> None:
         warm.warm_up()

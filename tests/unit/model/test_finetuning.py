@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,8 +50,11 @@ class LabelledFiles:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> LabelledFiles:
+    return draw_files(tmp_path_factory.mktemp("colours"))
+
+
+def draw_files(folder: Path) -> LabelledFiles:
     """Noise around one colour per class: 24 images to train on, 9 to validate, 3 for nothing."""
-    folder = tmp_path_factory.mktemp("colours")
     generator = np.random.default_rng(0)
     sources = []
     for row in range(36):
@@ -61,6 +67,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> LabelledFiles:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
+    return small_backbone()
+
+
+def small_backbone() -> Backbone:
     """A small network that passes for a pretrained one."""
     untrained = load_backbone("shufflenet_v2_x0_5", "none")
     spec = replace(untrained.input_spec, resize_size=SIDE + 4, crop_size=SIDE)
@@ -194,6 +204,27 @@ def test_goes_on_where_it_was_killed(files: LabelledFiles, backbone: Backbone, t
     assert resumed.backbone.digest == whole.backbone.digest
     np.testing.assert_array_equal(resumed.head_weight, whole.head_weight)
     assert n_seen[0] == 4 * (n_batches // 4) + 1
+
+
+def result_digest(folder: Path, seed: int) -> str:
+    """Fine-tune on images drawn into a folder, with all that is random, and name the result by its content."""
+    folder.mkdir()
+    fine_tuned = run(draw_files(folder), small_backbone(), replace(CONFIG, epochs=1, mixup_alpha=0.2, seed=seed))
+    head = fine_tuned.head_weight.tobytes() + fine_tuned.head_bias.tobytes()
+    return f"{fine_tuned.backbone.digest} {hashlib.sha256(head).hexdigest()}"
+
+
+def test_the_same_seed_gives_the_same_result_in_every_process(tmp_path: Path) -> None:
+    first, other = result_digest(tmp_path / "first", 1), result_digest(tmp_path / "other", 2)
+    assert first != other
+    code = f"""
+from pathlib import Path
+from tests.unit.model.test_finetuning import result_digest
+print(result_digest(Path({str(tmp_path / "again")!r}), 1))
+"""
+    root = Path(__file__).parents[3]
+    again = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert again.stdout.splitlines()[-1] == first
 
 
 def test_finished_training_returns_at_once_and_other_trainings_do_not_take_it_up(

@@ -22,12 +22,12 @@ BLOCK_SIZES = (8, 12, 40)
 NOISE = 1.6
 
 
-def make_features(classes: np.ndarray, seed: int) -> np.ndarray:
+def make_features(classes: np.ndarray, seed: int, noise: float = NOISE) -> np.ndarray:
     """Rectified clusters: ``classes`` are indices, (n,), or memberships, (n, k)."""
     centres = np.random.default_rng(0).normal(size=(1000, sum(BLOCK_SIZES)))
     means = centres[classes] if classes.ndim == 1 else classes @ centres[: classes.shape[1]]
-    noise = NOISE * np.random.default_rng(seed).normal(size=means.shape)
-    return np.maximum(means + noise, 0).astype(np.float16)
+    scatter = noise * np.random.default_rng(seed).normal(size=means.shape)
+    return np.maximum(means + scatter, 0).astype(np.float16)
 
 
 def make_examples(targets: np.ndarray, *, seed: int = 1) -> Examples:
@@ -149,6 +149,25 @@ def test_several_classes_per_image_are_learned() -> None:
     fresh = evaluate(probabilities, targets, multiple=True, thresholds=thresholds)
     assert fresh.macro_f1 > 0.75
     assert all(0.2 <= threshold <= 0.8 for threshold in thresholds)
+
+
+@pytest.mark.parametrize("with_pool", [False, True])
+def test_with_several_classes_per_image_each_probability_means_what_it_says(with_pool: bool) -> None:
+    random = np.random.default_rng(50)
+    errors = []
+    for seed in range(60, 68):
+        examples = make_examples(random.random((60, 3)) < 0.4, seed=seed)
+        pool = make_features(random.random((200, 3)) < 0.4, 100 + seed) if with_pool else None
+        calibrated = learn_from(examples, 3, pool).predictor
+        targets = random.random((1000, 3)) < 0.4
+        probabilities = [
+            predictor.predict_proba(make_features(targets, 7))
+            for predictor in (calibrated, replace(calibrated, temperature=1.0))
+        ]
+        errors.append([evaluate(each, targets, multiple=True).ece for each in probabilities])
+    with_temperature, without = np.mean(errors, axis=0)
+    assert with_temperature < 0.03
+    assert with_temperature < 0.7 * without
 
 
 @pytest.mark.parametrize(
@@ -338,12 +357,17 @@ def test_hard_cases_of_several_classes_per_image(targets: list[list[int]], with_
     assert_sound(learn_from(examples, 3, pool), examples)
 
 
-@pytest.mark.parametrize("multiple", [False, True])
-def test_a_thousand_classes(multiple: bool) -> None:
-    indices = np.arange(1500) % 1000
+@pytest.mark.parametrize(("multiple", "with_pool"), [(False, True), (True, False)])
+def test_a_thousand_classes(multiple: bool, with_pool: bool) -> None:
+    """Most with one label: the few steps that logistic regression has time for must lead somewhere."""
+    indices, every_class = np.arange(1200) % 1000, np.arange(1000)
     targets = np.eye(1000, dtype=bool)[indices] if multiple else indices
-    examples = make_examples(targets)
-    assert_sound(learn_from(examples, 1000), examples)
+    examples = replace(make_examples(targets), features=make_features(indices, 1, noise=0.4))
+    learned = learn_from(examples, 1000, make_features(every_class, 2, noise=0.4) if with_pool else None)
+    assert_sound(learned, examples)
+    probabilities = learned.predictor.predict_proba(make_features(every_class, 3, noise=0.4))
+    assert (probabilities.argmax(axis=1) == every_class).mean() > 0.75
+    assert probabilities[every_class, every_class].mean() > 0.2
 
 
 def test_constant_features_and_duplicates() -> None:

@@ -36,3 +36,12 @@ def test_each_class_by_itself_is_scikit_learns(n_dimensions: int) -> None:
     for column in range(3):
         theirs = LogisticRegression(C=1.0, tol=1e-8).fit(rows, sides[:, column]).predict_proba(rows)[:, 1]
         np.testing.assert_allclose(ours[:, column], theirs, atol=2e-3)
+
+
+def test_with_very_many_classes_the_few_steps_go_into_telling_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", logistic.MIN_ITERATIONS)
+    targets = np.arange(600) % 300
+    rows = (0.15 * np.random.default_rng(0).normal(size=(300, 40))[targets]).astype(np.float32)
+    logits = fit_one_vs_rest(rows, np.eye(300, dtype=bool)[targets], 1000.0).logits(rows)
+    members = logits[np.arange(600), targets]
+    assert members.mean() - logits.mean() > 3

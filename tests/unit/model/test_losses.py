@@ -4,6 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from model.losses import Criterion, as_rows, class_weights, linear_probe, mixup
+from model.training import TrainingConfig
 
 
 def test_rows_are_one_hot_or_as_given() -> None:
@@ -78,6 +79,26 @@ def test_linear_probe_is_penalised_logistic_regression() -> None:
     reference = LogisticRegression(C=1 / (2e-3 * 60), tol=1e-8, max_iter=1000).fit(scaled, classes)
     ours = torch.softmax(torch.from_numpy(features) @ weight.T + bias, dim=1).numpy()
     np.testing.assert_allclose(ours, reference.predict_proba(scaled), atol=1e-2)
+
+
+def test_linear_probe_learns_a_thousand_classes() -> None:
+    """With the settings for so many; some have three times the images of the others."""
+    classes = np.concatenate([np.arange(1000), np.arange(100), np.arange(100)])
+    centres = np.random.default_rng(0).normal(size=(1000, 32))
+
+    def draw(seed: int, of_classes: np.ndarray) -> torch.Tensor:
+        noise = 0.4 * np.random.default_rng(seed).normal(size=(len(of_classes), 32))
+        return torch.from_numpy((2 + 0.01 * (centres[of_classes] + noise)).astype(np.float32))
+
+    config = TrainingConfig.for_labels(len(classes), 1000)
+    assert config.mixup_alpha == 0, "with so few images per class a blend shows nothing"
+    targets = as_rows(classes, 1000, multiple=False)
+    weights = class_weights(targets, multiple=False, cap=config.max_class_weight)
+    criterion = Criterion(multiple=False, weights=weights, label_smoothing=config.label_smoothing)
+    weight, bias = linear_probe(draw(1, classes), targets, criterion, penalty=config.head_penalty)
+    found = (draw(2, np.arange(1000)) @ weight.T + bias).argmax(dim=1).numpy() == np.arange(1000)
+    assert found[:100].mean() > 0.9
+    assert found[100:].mean() > 0.9
 
 
 def test_linear_probe_survives_absent_classes_and_constant_features() -> None:

@@ -33,7 +33,10 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     """Coloured shapes at several scales with soft edges and some noise: what a JPEG of a photo has."""
     generator = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
-    for divisor, strength in ((4, 90), (16, 60), (64, 30)):
+    layers = [(4, 90), (16, 60), (64, 30)]
+    if width > 2048:  # room for details that decoding at too small a size would lose
+        layers.append((512, 60))
+    for divisor, strength in layers:
         coarse = generator.integers(0, 256, (divisor * height // width + 2, divisor + 2, 3)).astype(np.uint8)
         layer = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         pixels += np.asarray(layer) / 255 * strength
@@ -67,6 +70,7 @@ def decoded_size(content: bytes, min_side: int | None, max_pixels: int = MAX_PIX
         (481, 643, "JPEG"),
         (1920, 1080, "JPEG"),
         (1300, 2001, "JPEG"),
+        (4000, 3000, "JPEG"),
         (200, 150, "JPEG"),
         (300, 900, "PNG"),
     ],

@@ -186,6 +186,23 @@ def test_a_training_that_does_not_work_is_a_failure(
         service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
 
 
+@pytest.mark.parametrize(("device", "n_threads"), [("cpu", 1), ("cuda", None)])
+def test_on_a_processor_it_leaves_the_other_threads_to_annotators(
+    shown: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, n_threads: int | None
+) -> None:
+    asked_for: list[object] = []
+
+    def note(*_: object, **options: object) -> None:
+        asked_for.append((options["device"], options["n_threads"]))
+        raise finetuning.TrainingDiverged("noted")
+
+    monkeypatch.setattr(finetuning, "choose_device", lambda _: device)
+    monkeypatch.setattr(finetuning, "finetune", note)
+    with pytest.raises(JobFailed, match="noted"):
+        service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
+    assert asked_for == [(device, n_threads)]
+
+
 def test_a_network_never_sees_the_double_of_an_image_that_judges_it(shown: World, tmp_path: Path) -> None:
     digests = sorted(task.image_digest or "" for task in shown.tasks.values())
     pretrained = load_backbone("resnet18", "none", n_views=1)
