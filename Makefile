@@ -40,7 +40,7 @@ check: $(READY)  ## lint, format, types, layers, Dockerfile and compose file
 
 PROCESSES ?= 2
 test: $(READY)  ## every test that this machine can run, in two processes; the first run also installs a Label Studio
-	$(IN_VENV) pytest --numprocesses $(PROCESSES) --dist loadfile
+	$(IN_VENV) pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 KILLS ?= 300
 chaos: $(READY)  ## kill, fill, cut and lose everything for half an hour: nothing acknowledged is lost (KILLS=300 SEED=7 FINETUNE=1)
