@@ -71,7 +71,6 @@ def head(
                 features=train[:, first:],
                 targets=targets_of(split.train.labelled, schema),
                 digests=split.train.digests,
-                judged=np.ones(len(train), dtype=bool),
             ),
             schema.class_names,
             multiple=schema.multiple,

@@ -64,7 +64,7 @@ class TrainingDiverged(Exception):
 class FineTuned:
     """The result of ``fit``.
 
-    ``backbone`` has the averaged weights of ``best_epoch`` (0: those it came with), in eval mode and on the CPU;
+    ``backbone`` has the averaged weights of ``best_epoch``, in eval mode and on the CPU;
     ``head_weight`` (n_classes, n_features of the last block) and ``head_bias`` (n_classes,) give logits on its
     last block. ``seconds`` is the time spent, over all tries of a resumed training. ``problems`` says of each
     row whose image could not be read why.
@@ -119,7 +119,7 @@ def fit(
             to exactly the same result on the same machine. Delete the folder when the result is safe.
 
     Raises:
-        TrainingDiverged: before any epoch had a finite loss; later the best epoch so far is returned.
+        TrainingDiverged: before any epoch of the network had a finite loss; later the best one so far is returned.
         ValueError: nothing to train on, or arguments that do not fit together.
     """
     started = time.monotonic()
@@ -274,7 +274,7 @@ def _run_epochs(training: Training, state_file: StateFile, started: float) -> tu
         try:
             history = (*history, _run_epoch(training, epoch))
         except TrainingDiverged as error:
-            if not history:
+            if not history or history[-1].phase == "head":
                 raise
             log.warning("training diverged, keeping the best epoch", epoch=epoch, reason=str(error))
             break

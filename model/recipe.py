@@ -52,7 +52,7 @@ def finetune(
         How it was trained, and the result.
 
     Raises:
-        TrainingDiverged: before any epoch had a finite loss.
+        TrainingDiverged: before any epoch of the network had a finite loss.
         ValueError: no image to learn from.
     """
     train, validation = folds > EARLY_STOPPING_FOLD, folds == EARLY_STOPPING_FOLD

@@ -37,9 +37,15 @@ class EpochReport:
 
 
 def best_epoch(history: Sequence[EpochReport]) -> int:
-    """Return the epoch with the lowest validation loss, or the last one where none has any."""
+    """Return the epoch of the network with the lowest validation loss, or the last one where none has any.
+
+    The epoch of the head does not count: it left the network as it was, and what it then is worth is known without
+    any fine-tuning.
+    """
     losses = {
-        report.validation_loss: report.epoch for report in reversed(history) if report.validation_loss is not None
+        report.validation_loss: report.epoch
+        for report in reversed(history)
+        if report.phase == "network" and report.validation_loss is not None
     }
     return losses[min(losses)] if losses else history[-1].epoch
 

@@ -89,8 +89,9 @@ class FineTuning:
         training_set = replace(training_set, labelled=labelled)
         wanted = [tasks[digest] for digest in (*labelled_paths, *training_set.pool[:MAX_POOL]) if digest in tasks]
         pretrained = self._load_pretrained()
-        # images that came while a fine-tuned network served have none of its features yet
-        self._embed(Engine(pretrained, choose_device(self._settings.device)), wanted, report)
+        if not all(self._features.holds(pretrained.digest, [task.image_digest or "" for task in wanted])):
+            # images that came while a fine-tuned network served have none of its features yet
+            self._embed(Engine(pretrained, choose_device(self._settings.device)), wanted, report)
         training_set = self._training.with_features(training_set, pretrained.digest)
         config, tuned = self._fit(pretrained, training_set, labelled_paths, report)
         backbone = tuned.backbone

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from model import finetuning
 from model.backbones import Backbone, load_backbone, with_network
 from model.finetuning import FineTuned, TrainingConfig, TrainingDiverged, fit
 from model.learner import Classifier
@@ -128,7 +129,7 @@ def test_learns_and_leaves_the_given_backbone_alone(files: LabelledFiles, backbo
         (2, "network"),
     ]
     best = fine_tuned.history[fine_tuned.best_epoch]
-    assert best.validation_loss == min(report.validation_loss or 9 for report in fine_tuned.history)
+    assert best.validation_loss == min(report.validation_loss or 9 for report in fine_tuned.history[1:])
     assert best.validation_accuracy is not None
     assert best.validation_accuracy > 0.8
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.network.state_dict().items())
@@ -184,8 +185,8 @@ def test_progress_grows_to_the_total_even_when_patience_ends_it(files: LabelledF
     seen: list[tuple[int, int]] = []
     config = replace(CONFIG, epochs=20, learning_rate=0.0, head_learning_rate=0.0, patience=1)
     fine_tuned = run(files, backbone, config, on_progress=lambda done, total: seen.append((done, total)))
-    assert [report.epoch for report in fine_tuned.history] == [0, 1]
-    assert fine_tuned.best_epoch == 0
+    assert [report.epoch for report in fine_tuned.history] == [0, 1, 2]
+    assert fine_tuned.best_epoch == 1
     assert fine_tuned.backbone.digest == backbone_digest(backbone)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {total for _, total in seen} == {21 * (3 + 1)}
@@ -270,17 +271,30 @@ def test_says_when_no_image_is_readable(
         run(files, replace(backbone, pretrained=pretrained), sources=sources)
 
 
-def test_divergence_keeps_the_best_epoch_so_far(files: LabelledFiles, backbone: Backbone) -> None:
-    config = replace(CONFIG, learning_rate=1e30, head_learning_rate=1e30)
-    fine_tuned = run(files, backbone, config)
-    assert fine_tuned.best_epoch == 0
+def test_divergence_keeps_the_best_epoch_so_far(
+    files: LabelledFiles, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = finetuning.train_one_epoch
+
+    def diverge_later(training: finetuning.Training, epoch: int) -> float:
+        if epoch == 2:
+            torch.nn.init.constant_(training.learner.model.head.weight, torch.inf)
+        return train(training, epoch)
+
+    monkeypatch.setattr(finetuning, "train_one_epoch", diverge_later)
+    fine_tuned = run(files, backbone)
+    assert fine_tuned.best_epoch == 1
+    assert fine_tuned.backbone.digest != backbone.digest
     assert np.isfinite(logits(fine_tuned, files.sources[:2])).all()
 
 
-def test_divergence_before_any_epoch_is_an_error(files: LabelledFiles, backbone: Backbone) -> None:
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_divergence_before_any_epoch_of_the_network_is_an_error(
+    files: LabelledFiles, backbone: Backbone, pretrained: bool
+) -> None:
     config = replace(CONFIG, learning_rate=1e30, head_learning_rate=1e30, warmup_share=0.0)
     with pytest.raises(TrainingDiverged, match=r"epoch 1 is .*: try a lower learning rate"):
-        run(files, replace(backbone, pretrained=False), config)
+        run(files, replace(backbone, pretrained=pretrained), config)
 
 
 def test_short_memory_computes_the_same_in_smaller_parts(
@@ -332,9 +346,12 @@ def test_more_labels_mean_fewer_epochs_and_larger_batches() -> None:
     assert untrained.epochs > few.epochs
 
 
-def test_best_epoch_is_the_first_with_the_lowest_validation_loss() -> None:
+def test_best_epoch_is_the_first_of_the_network_with_the_lowest_validation_loss() -> None:
     def report(epoch: int, loss: float | None) -> EpochReport:
-        return EpochReport(epoch=epoch, phase="network", train_loss=1.0, validation_loss=loss, validation_accuracy=None)
+        phase = "network" if epoch else "head"
+        return EpochReport(epoch=epoch, phase=phase, train_loss=1.0, validation_loss=loss, validation_accuracy=None)
 
     assert best_epoch([report(0, 0.7), report(1, 0.5), report(2, 0.5), report(3, 0.6)]) == 1
+    assert best_epoch([report(0, 0.4), report(1, 0.6), report(2, 0.5)]) == 2
+    assert best_epoch([report(0, 0.4)]) == 0
     assert best_epoch([report(1, None), report(2, None)]) == 2

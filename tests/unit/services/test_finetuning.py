@@ -197,6 +197,7 @@ def test_on_a_processor_it_leaves_the_other_threads_to_annotators(
         raise finetuning.TrainingDiverged("noted")
 
     monkeypatch.setattr(finetuning, "choose_device", lambda _: device)
+    monkeypatch.setattr(finetuning, "Engine", lambda backbone, _: Engine(backbone, "cpu"))
     monkeypatch.setattr(finetuning, "finetune", note)
     with pytest.raises(JobFailed, match="noted"):
         service(shown, tmp_path / "resume").run(PROJECT, shown.reports)
