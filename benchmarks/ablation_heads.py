@@ -84,16 +84,8 @@ def head(
             evaluate(each.predict_proba(test[:, first:]), truth, multiple=schema.multiple, thresholds=each.thresholds)
             for each in (learned.predictor, replace(learned.predictor, temperature=1.0))
         ]
-    return Outcome(
-        macro_f1=reports[0].macro_f1,
-        accuracy=reports[0].accuracy,
-        ece=reports[0].ece,
-        uncalibrated_ece=reports[1].ece,
-        log_loss=reports[0].log_loss,
-        **cost._asdict(),
-        pool_wall_s=pool_wall_s,
-        note=learned.method,
-    )
+    calibrated, uncalibrated = reports
+    return Outcome.of(calibrated, cost, uncalibrated_ece=uncalibrated.ece, pool_wall_s=pool_wall_s, note=learned.method)
 
 
 def spreading(split: Split, pretrained: Pretrained, seed: int, device: str, memory: FeatureMemory) -> Outcome:
@@ -109,15 +101,7 @@ def spreading(split: Split, pretrained: Pretrained, seed: int, device: str, memo
     probabilities = _spread(coordinates[0], targets, coordinates[1], len(schema.class_names), to=coordinates[2])
     cost, pool_wall_s = memory.settle(stopwatch.read(), split)
     report = evaluate(probabilities, targets_of(split.test.labelled, schema), multiple=schema.multiple)
-    return Outcome(
-        macro_f1=report.macro_f1,
-        accuracy=report.accuracy,
-        ece=report.ece,
-        uncalibrated_ece=report.ece,
-        log_loss=report.log_loss,
-        **cost._asdict(),
-        pool_wall_s=pool_wall_s,
-    )
+    return Outcome.of(report, cost, pool_wall_s=pool_wall_s)
 
 
 def _features(

@@ -64,13 +64,10 @@ def tune(
         calibrated, uncalibrated = contest.measure(contestant)
         chosen = contest.better(contestant, plain).kind
     ((cost, tuned),) = trainings
-    return Outcome(
-        macro_f1=calibrated.macro_f1,
-        accuracy=calibrated.accuracy,
-        ece=calibrated.ece,
+    return Outcome.of(
+        calibrated,
+        cost,
         uncalibrated_ece=uncalibrated.ece,
-        log_loss=calibrated.log_loss,
-        **cost._asdict(),
         note=f"epoch {tuned.best_epoch} of {tuned.history[-1].epoch}; the competition would choose {chosen.value}",
     )
 

@@ -70,14 +70,7 @@ def logistic_regression(split: Split, pretrained: Pretrained, seed: int, device:
         probabilities = _fit(train, targets).predict_proba(test)
     cost, _ = memory.settle(stopwatch.read(), split)
     report = evaluate(probabilities, targets_of(split.test.labelled, split.test.schema), multiple=multiple)
-    return Outcome(
-        macro_f1=report.macro_f1,
-        accuracy=report.accuracy,
-        ece=report.ece,
-        uncalibrated_ece=report.ece,
-        log_loss=report.log_loss,
-        **cost._asdict(),
-    )
+    return Outcome.of(report, cost)
 
 
 def _fit(features: NDArray[np.float32], targets: NDArray[Any]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.services.folders import LabelledFolder, read_folder
+from backend.labelled_folder import LabelledFolder, read_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.image_sets import Split
+from model.evaluation import Report
 
 
 class Cost(NamedTuple):
@@ -55,6 +56,28 @@ class Outcome:
     cpu_s: float
     pool_wall_s: float = 0.0
     note: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        report: Report,
+        cost: Cost,
+        *,
+        uncalibrated_ece: float | None = None,
+        pool_wall_s: float = 0.0,
+        note: str = "",
+    ) -> Outcome:
+        """Return the outcome that a report on the test part tells; a method without calibration has one ECE."""
+        return Outcome(
+            macro_f1=report.macro_f1,
+            accuracy=report.accuracy,
+            ece=report.ece,
+            uncalibrated_ece=report.ece if uncalibrated_ece is None else uncalibrated_ece,
+            log_loss=report.log_loss,
+            **cost._asdict(),
+            pool_wall_s=pool_wall_s,
+            note=note,
+        )
 
 
 class Combination(NamedTuple):

@@ -63,15 +63,7 @@ def run_peer(peer: Peer, lesson: Lesson) -> Outcome:
     predict = peer(lesson)
     cost = stopwatch.read()
     report = evaluate(predict(test.paths), targets_of(test.labelled, test.schema), multiple=lesson.multiple)
-    return Outcome(
-        macro_f1=report.macro_f1,
-        accuracy=report.accuracy,
-        ece=report.ece,
-        uncalibrated_ece=report.ece,
-        log_loss=report.log_loss,
-        note="bfloat16" if lesson.bfloat16 else "",
-        **cost._asdict(),
-    )
+    return Outcome.of(report, cost, note="bfloat16" if lesson.bfloat16 else "")
 
 
 def official_loop(lesson: Lesson) -> Predict:

@@ -33,8 +33,9 @@ def fit(
 ) -> None:
     """Learn from a folder of images without any Label Studio, and say what the result is worth."""
     settings = start("fit")
+    from backend.labelled_folder import image_files, read_folder
     from backend.processes import one_linear_algebra_thread
-    from backend.services.folders import FolderSettings, fit_folder, image_files, read_folder
+    from backend.services.folders import FolderSettings, fit_folder
 
     unlabelled = image_files(pool) if pool else []
     if pool and not unlabelled:
@@ -92,8 +93,8 @@ def simulate(
     """Replay the labelling of a labelled folder: how many labels each query strategy would have taken."""
     settings = start("simulate")
     check_files(json_file, figure)
+    from backend.labelled_folder import read_folder
     from backend.processes import one_linear_algebra_thread
-    from backend.services.folders import read_folder
     from backend.services.simulation import SimulationSettings, simulate_labelling
     from model.query_report import accuracy_rows, draw, saving_rows
 

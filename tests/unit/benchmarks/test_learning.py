@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.domain import LabelledImage
-from backend.services.folders import LabelledFolder
+from backend.labelled_folder import LabelledFolder
 from benchmarks.image_sets import ImageSet
 from benchmarks.learning_report import WHOLE_POOL, summarise
 from benchmarks.learning_runs import Cost, FeatureMemory, Run, RunFile

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from backend.errors import InvalidRequest, TrainingImpossible
-from backend.services.folders import FolderSettings, fit_folder, image_files, read_folder
+from backend.labelled_folder import image_files, read_folder
+from backend.services.folders import FolderSettings, fit_folder
 from tests.factories import make_schema
 
 SETTINGS = FolderSettings(
