@@ -1,7 +1,7 @@
 """From image files to features: decoding in threads, ahead of a network in the fastest runtime there is here.
 
 While a GPU computes a batch, a thread stacks the next one and copies it there. A processor would gain nothing by that:
-to stack takes it less than a hundredth of the time that the network takes.
+to stack takes it a very small part of the time that the network takes.
 """
 
 from __future__ import annotations
