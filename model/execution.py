@@ -1,6 +1,7 @@
 """How batches are computed while training: device, precision, and in parts where memory is short.
 
-Nothing is compiled: on a processor that took up to most of a minute for each shape of a batch. On a GPU nobody measured it.
+Nothing is compiled: on a processor that took up to most of a minute for each shape of a batch, and on a GPU nobody
+measured it.
 """
 
 from __future__ import annotations
