@@ -3,8 +3,9 @@
     python benchmarks/ablation.py --images DIR --weights-dir DIR --test-split FILE
 
 Heads are learned on features that are computed once, at every size, on every set, with both backbones. Networks are
-fine-tuned on one set, with one backbone, at one size. Photos, weights, draws and the file that keeps all runs are as
-in `benchmarks/learning.py`. What a backbone was pretrained to say of the classes is left out of everything.
+fine-tuned on one set, and where nothing else is said with one backbone at one size. Photos, weights, draws and the file
+that keeps all runs are as in `benchmarks/learning.py`. What a backbone was pretrained to say of the classes is left out
+of everything.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.learning import RESULTS, TABLE_WIDTH, checked, describe, make_pa
 from benchmarks.learning_runs import Combination, Run, RunFile
 from benchmarks.networks import Pretrained
 
-TUNED_SET, TUNED_BACKBONE, TUNED_SIZE = "trash", "mobilenet_v2", 50
+TUNED_SET = "trash"
 """Where networks are fine-tuned: a run takes minutes."""
 WHOLE = {next(iter(variants)): list(variants) for variants in (HEADS, NETWORKS)}
 """The recipe, and its variants with the recipe itself first."""
@@ -42,7 +43,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     one_linear_algebra_thread()
     image_sets = {each.name: each for each in read_image_sets(arguments.images, arguments.test_split, arguments.sets)}
-    backbones = {name: Pretrained.find(name, arguments.weights_dir) for name in arguments.backbones}
+    names = dict.fromkeys([*arguments.backbones, *arguments.tuned_backbones])
+    backbones = {name: Pretrained.find(name, arguments.weights_dir) for name in names}
     file, console = RunFile(arguments.output), Console()
     file.drop(arguments.again)
     description = describe(arguments)
@@ -61,6 +63,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__, methods=[*HEADS, *NETWORKS], output=RESULTS / "ablation.json")
+    parser.add_argument("--tuned-backbones", nargs="*", default=["mobilenet_v2"], help="fine-tuned")
+    parser.add_argument("--tuned-sizes", type=int, nargs="*", default=[50], help="labels per class for fine-tuning")
     return checked(parser)
 
 
@@ -77,8 +81,10 @@ def plan(arguments: argparse.Namespace, image_sets: Iterable[str]) -> list[Combi
         if method in HEADS
     ]
     networks = [
-        Combination(TUNED_SET, TUNED_BACKBONE, TUNED_SIZE, seed, method)
+        Combination(TUNED_SET, backbone, size, seed, method)
         for seed in arguments.seeds
+        for backbone in arguments.tuned_backbones
+        for size in arguments.tuned_sizes
         for method in methods
         if method in NETWORKS
     ]

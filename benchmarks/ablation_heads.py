@@ -20,7 +20,7 @@ from benchmarks.image_sets import Split
 from benchmarks.learning_runs import FeatureMemory, Outcome, Stopwatch
 from benchmarks.networks import Pretrained
 from model import classifiers, discriminant, learning
-from model.backbones import Backbone, load_backbone
+from model.backbones import Backbone, load_backbone, with_network
 from model.classifiers import fit_multi_label, fit_single_label
 from model.discriminant import POOL_WEIGHT, Moments, fit_lda, fit_one_vs_rest_lda, moments_of, prior_of
 from model.evaluation import Targets, evaluate
@@ -53,13 +53,14 @@ def head(
     *,
     changes: Sequence[Change] = (),
     n_views: int = DEFAULTS.image_views,
+    side: int | None = None,
     more_views: Callable[..., NDArray[np.uint8]] | None = None,
     with_pool: bool = True,
     all_blocks: bool = True,
 ) -> Outcome:
     """Learn a head as Tandem does but for the changes."""
     stopwatch = Stopwatch()
-    train, pool, test = _features(split, pretrained, device, memory, n_views, more_views)
+    train, pool, test = _features(split, pretrained, device, memory, n_views, side, more_views)
     sizes = _backbone(pretrained, DEFAULTS.image_views).block_sizes
     first = 0 if all_blocks else sum(sizes[:-1])
     schema = split.train.schema
@@ -110,10 +111,11 @@ def _features(
     device: str,
     memory: FeatureMemory,
     n_views: int = DEFAULTS.image_views,
+    side: int | None = None,
     more_views: Callable[..., NDArray[np.uint8]] | None = None,
 ) -> list[NDArray[np.float16]]:
     """Return the features of the training part, the pool and the test part, each (n, d): means over all views."""
-    backbone = _backbone(pretrained, n_views)
+    backbone = _backbone(pretrained, n_views, side)
     parts = []
     for paths in (split.train.paths, split.pool, split.test.paths):
         features = memory.recall(backbone.digest, paths, partial(_embed, backbone, device))
@@ -126,8 +128,14 @@ def _features(
 
 
 @cache
-def _backbone(pretrained: Pretrained, n_views: int) -> Backbone:
-    return load_backbone(pretrained.name, pretrained.weights, n_views=n_views)
+def _backbone(pretrained: Pretrained, n_views: int, side: int | None = None) -> Backbone:
+    """Load a backbone; with ``side`` it sees squares of so many pixels instead of those it was trained on."""
+    backbone = load_backbone(pretrained.name, pretrained.weights, n_views=n_views)
+    if side is None:
+        return backbone
+    spec = backbone.input_spec
+    larger = replace(spec, crop_size=side, resize_size=round(spec.resize_size * side / spec.crop_size))
+    return with_network(replace(backbone, input_spec=larger), backbone.network)
 
 
 def _embed(
@@ -293,6 +301,7 @@ HEADS: dict[str, Callable[..., Outcome]] = {
         head, changes=(replaced(learning, "earlier_block_weight", lambda _: 1.0),)
     ),
     "head on one view": partial(head, n_views=1),
+    "head at 288 pixels": partial(head, side=288),
     "head on mirrored views too": partial(head, more_views=mirrored),
     "head on corners too": partial(head, more_views=two_corners),
 }

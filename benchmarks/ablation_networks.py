@@ -5,19 +5,17 @@ Whatever the competition between versions would decide, the head on the fine-tun
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from backend.domain import VersionKind
 from backend.services import folders
@@ -27,15 +25,11 @@ from benchmarks.frozen import DEFAULTS, embedding_through
 from benchmarks.image_sets import Split
 from benchmarks.learning_runs import Cost, FeatureMemory, Outcome, Stopwatch
 from benchmarks.networks import Pretrained
-from model import augmentation, batches, execution, finetuning, recipe, training
-from model.backbones import Backbone, layer_groups, load_backbone, with_network
-from model.batches import Batch
-from model.execution import Execution
-from model.finetuning import FineTuned, fit
+from model import augmentation, batches, finetuning, recipe, training
+from model.backbones import load_backbone
+from model.finetuning import FineTuned
 from model.training import TrainingConfig
 from model.transforms import InputSpec, to_pixels
-
-MAPS_AT_A_TIME = 16
 
 
 def tune(
@@ -106,73 +100,6 @@ def _cut_and_pasted(
     return mixed, torch.lerp(targets.flip(0), targets, share)
 
 
-def _last_block_alone(backbone: Backbone) -> list[list[nn.Parameter]]:
-    """Freeze the stages before the last block; the others learn as fast as they do in the whole network."""
-    for stage in backbone.network.stages[: n_frozen(backbone)]:
-        stage.requires_grad_(requires_grad=False)
-    return layer_groups(backbone)
-
-
-def n_frozen(backbone: Backbone) -> int:
-    """Return how many stages lie before the last block."""
-    return backbone.network.block_ends[-2] + 1
-
-
-def fit_on_maps(
-    backbone: Backbone, sources: Sequence[Path], targets: Any, *, config: TrainingConfig, **options: Any
-) -> FineTuned:
-    """Train the last block as ``fit`` does, on what the stages before it make of each image, computed once."""
-    frozen = n_frozen(backbone)
-    trunk = backbone.network.stages[:frozen]
-    maps = _maps(trunk, sources, backbone.input_spec, options["max_pixels"])
-    rest = copy.deepcopy(backbone)
-    rest.network.stages = nn.ModuleList([*(nn.Identity() for _ in trunk), *rest.network.stages[frozen:]])
-    n_groups, n_trained = len(layer_groups(backbone)), len(layer_groups(rest))
-    share = config.first_layer_share ** ((n_trained - 1) / (n_groups - 1))
-    with (
-        patch.object(finetuning, "ImageLoader", partial(_MapLoader, maps)),
-        patch.object(Execution, "tensors", lambda _, batch: (batch.pixels, batch.targets)),
-    ):
-        tuned = fit(rest, sources, targets, config=replace(config, first_layer_share=share), **options)
-    network = copy.deepcopy(backbone.network)
-    network.stages = nn.ModuleList([*network.stages[:frozen], *tuned.backbone.network.stages[frozen:]])
-    return replace(tuned, backbone=with_network(backbone, network))
-
-
-@torch.no_grad()
-def _maps(trunk: nn.ModuleList, sources: Sequence[Path], spec: InputSpec, max_pixels: int) -> torch.Tensor:
-    rows = []
-    for start in range(0, len(sources), MAPS_AT_A_TIME):
-        pixels = [to_pixels(path, spec, max_pixels=max_pixels) for path in sources[start : start + MAPS_AT_A_TIME]]
-        output = execution.normalise(np.stack(pixels), spec)
-        for stage in trunk:
-            output = stage(output)
-        rows.append(output)
-    return torch.cat(rows)
-
-
-class _MapLoader:
-    """Stands in for ``model.batches.ImageLoader``: the pixels of its batches are maps."""
-
-    def __init__(self, maps: torch.Tensor, _: Sequence[Path], targets: torch.Tensor, *__: Any, **___: Any) -> None:
-        self.problems: dict[int, str] = {}
-        self._maps = maps
-        self._targets = targets
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def training_batches(self, batches: Sequence[NDArray[np.int64]], **_: int) -> Iterator[Batch]:
-        return self.evaluation_batches(batches)
-
-    def evaluation_batches(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-        for rows in batches:
-            yield Batch(pixels=self._maps[rows], targets=self._targets[rows])
-
-
 CHANGES: dict[str, tuple[Change, ...]] = {
     "network": (),
     "network without augmentation": (replaced(batches, "training_pixels", _as_it_is),),
@@ -182,14 +109,17 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "network with one learning rate": (configured(first_layer_share=1.0),),
     "network with batch statistics": (replaced(finetuning, "freeze_batch_norm_statistics", lambda _: None),),
     "network without head first": (replaced(finetuning, "fit_head", lambda _: 0.0),),
-    "last block": (replaced(finetuning, "layer_groups", _last_block_alone),),
-    "last block on stored maps": (replaced(recipe, "fit_on_all_devices", fit_on_maps),),
     "network as trained": (configured(kept_share=1.0),),
     "network after the last epoch": (replaced(finetuning, "best_epoch", lambda history: history[-1].epoch),),
     "network at a constant rate": (replaced(training.Training, "learning_rate_factor", lambda _: 1.0),),
     "network with cutmix": (replaced(finetuning, "mixup", _cut_and_pasted),),
     "network without TrivialAugment": (replaced(augmentation, "_trivial_augment", lambda image, _: image),),
 }
-"""What is changed, by the name of the variant; the first one is the recipe."""
+"""What is changed in the recipe for a GPU, by the name of the variant; the first one is that recipe."""
 
-NETWORKS = {name: partial(tune, changes=changes) for name, changes in CHANGES.items()}
+_AS_ON_A_GPU = replaced(recipe, "n_frozen_stages", lambda *_: 0)
+
+NETWORKS = {
+    **{name: partial(tune, changes=(_AS_ON_A_GPU, *changes)) for name, changes in CHANGES.items()},
+    "last block on stored maps": partial(tune, changes=()),
+}

@@ -32,14 +32,15 @@ N_IMAGES_AHEAD_PER_THREAD = 2
 class Batch:
     """The readable images of a batch, maybe none, on the device if there was room already.
 
-    ``pixels`` uint8 (n_samples, height, width, 3); ``targets`` (n_samples, n_classes).
+    ``inputs`` are pixels, uint8 (n_samples, height, width, 3), or what the first stages of a network have made of them,
+    float16 (n_samples, ...); ``targets`` (n_samples, n_classes).
     """
 
-    pixels: torch.Tensor
+    inputs: torch.Tensor
     targets: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.inputs)
 
 
 def split_batches(rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
@@ -133,4 +134,4 @@ class ImageLoader:
         side = self._spec.crop_size
         pixels = self._staging.stacked(list(readable.values()), (side, side, 3))
         pixels, targets = self._staging.copied(pixels, self._targets[list(readable)])
-        return Batch(pixels=pixels, targets=targets)
+        return Batch(inputs=pixels, targets=targets)

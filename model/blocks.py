@@ -56,6 +56,28 @@ class FeatureNetwork(nn.Module):
                 blocks.append(self._pool(output))
         return torch.cat(blocks, dim=1)
 
+    @property
+    def n_stages_before_last_block(self) -> int:
+        """How many stages there are before the last block, or none where it is the only one."""
+        return self.block_ends[-2] + 1 if len(self.block_ends) > 1 else 0
+
+    def maps(self, images: torch.Tensor, n_stages: int) -> torch.Tensor:
+        """Return what the first stages make of images (n, *shape): what ``last_block`` goes on from."""
+        output = images
+        for stage in self.stages[:n_stages]:
+            output = stage(output)
+        return output
+
+    def last_block(self, maps: torch.Tensor, n_stages: int) -> torch.Tensor:
+        """Return the features of the last block (n, n_features of it), given what ``n_stages`` stages made of images.
+
+        With ``n_stages`` 0 the maps are the images.
+        """
+        output = maps
+        for stage in self.stages[n_stages:]:
+            output = stage(output)
+        return self._pool(output)
+
     def _pool(self, output: torch.Tensor) -> torch.Tensor:
         """Average each channel over all positions, or over those of each field of the grid.
 

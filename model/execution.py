@@ -71,16 +71,18 @@ class Execution:
         network.to(self.device).to(memory_format=torch.channels_last)
 
     def tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a batch's normalised images (n_samples, 3, height, width) and its targets on the device."""
-        images = normalise(claim(batch.pixels), self._spec, self.device)
-        return images, claim(batch.targets).to(self.device, non_blocking=True)
+        """Return a batch's images, normalised (n_samples, 3, height, width), or maps, and its targets on the device."""
+        inputs, targets = claim(batch.inputs), claim(batch.targets).to(self.device, non_blocking=True)
+        if inputs.dtype is torch.uint8:
+            return normalise(inputs, self._spec, self.device), targets
+        return inputs.to(self.device, torch.float32), targets
 
     def forward(
-        self, compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, part: slice
+        self, compute: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, part: slice
     ) -> torch.Tensor:
         """Return in float32 what a network computes of a part of a batch."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-            return compute(images[part]).float()
+            return compute(inputs[part]).float()
 
     def in_parts(
         self,

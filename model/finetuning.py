@@ -2,8 +2,10 @@
 
 The head comes first because a random one would distort good features in the first steps. The network then
 learns with small, layer-wise learning rates; what counts is an average of its weights, judged after every epoch
-on the validation images. The epoch with the lowest validation loss is returned, be it the one before the first
-step.
+on the validation images. The epoch with the lowest validation loss is returned.
+
+Where the first stages are frozen (``TrainingConfig.n_frozen_stages``) all this happens on what they make of each
+image, computed once and without random changes: a small part of the work.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +37,7 @@ from model.distributed import (
 from model.execution import Execution, reproducible
 from model.learner import Classifier, Learner
 from model.losses import Criterion, as_rows, class_weights, linear_probe, mixup
+from model.maps import StoredMaps
 from model.resume import EpochReport, StateFile, TrainingState, best_epoch, fingerprint
 from model.schedule import (
     freeze_batch_norm_statistics,
@@ -148,6 +152,7 @@ def fit(
             n_threads=torch.get_num_threads(),
             device=place,
         ) as loader,
+        StoredMaps(resume_folder, rows) if config.n_frozen_stages else nullcontext() as maps,
     ):
         training = Training(
             config=config,
@@ -155,6 +160,7 @@ def fit(
             criterion=Criterion(multiple=multiple, weights=weights, label_smoothing=config.label_smoothing).to(place),
             execution=execution,
             loader=loader,
+            maps=maps,
             train_rows=train_rows,
             validation_rows=validation_rows,
             pretrained=backbone.pretrained,
@@ -182,8 +188,8 @@ def fit_head(training: Training) -> float:
     targets = [torch.empty(0, training.criterion.weights.numel())]
     with torch.no_grad():
         for batch in training.evaluation_batches(training.train_rows):
-            images, _ = execution.tensors(batch)
-            parts = execution.in_parts(len(batch), partial(execution.forward, network.features, images))
+            inputs, _ = execution.tensors(batch)
+            parts = execution.in_parts(len(batch), partial(execution.forward, network.features, inputs))
             features += [part.cpu() for part in parts]
             targets.append(batch.targets.cpu())
     all_features = torch.cat(gather(torch.cat(features))).to(execution.device)
@@ -214,8 +220,8 @@ def train_one_epoch(training: Training, epoch: int) -> float:
     for batch in training.training_batches(epoch):
         set_learning_rates(learner.optimizer, training.learning_rate_factor())
         learner.optimizer.zero_grad()
-        images, targets = mixup(*execution.tensors(batch), alpha=config.mixup_alpha, generator=generator)
-        compute = partial(_backward, training, images, targets)
+        inputs, targets = mixup(*execution.tensors(batch), alpha=config.mixup_alpha, generator=generator)
+        compute = partial(_backward, training, inputs, targets)
         losses = execution.in_parts(len(batch), compute, restart=learner.optimizer.zero_grad)
         batch_totals = sum_over_ranks(sum(losses, torch.zeros_like(totals)))
         learner.step(n_samples=batch_totals[1])
@@ -244,8 +250,8 @@ def evaluate(training: Training) -> tuple[float, float] | None:
     totals = torch.zeros(3, device=execution.device)
     with torch.no_grad():
         for batch in training.evaluation_batches(training.validation_rows):
-            images, targets = execution.tensors(batch)
-            parts = execution.in_parts(len(batch), partial(execution.forward, model, images))
+            inputs, targets = execution.tensors(batch)
+            parts = execution.in_parts(len(batch), partial(execution.forward, model, inputs))
             if parts:
                 logits = torch.cat(parts)
                 loss, n_correct = criterion.log_loss(logits, targets), criterion.correct(logits, targets)
@@ -298,6 +304,7 @@ def _run_epochs(training: Training, state_file: StateFile, started: float) -> tu
 
 
 def _run_epoch(training: Training, epoch: int) -> EpochReport:
+    training.store_maps()
     train_loss = train_one_epoch(training, epoch) if epoch else fit_head(training)
     loss, accuracy = evaluate(training) or (None, None)
     return EpochReport(
@@ -323,8 +330,8 @@ def _chosen_rows(
 
 
 def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, execution: Execution) -> Learner:
-    copied = replace(backbone, network=copy.deepcopy(backbone.network).requires_grad_(True))
-    model = Classifier(copied, class_count)
+    copied = replace(backbone, network=copy.deepcopy(backbone.network))
+    model = Classifier(copied, class_count, n_frozen_stages=config.n_frozen_stages)
     execution.place(model)
     copy_from_first_rank(model)
     optimizer = make_optimizer(
@@ -338,9 +345,9 @@ def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, 
     return Learner(model, optimizer, average_decay=config.average_decay, max_gradient_norm=config.max_gradient_norm)
 
 
-def _backward(training: Training, images: torch.Tensor, targets: torch.Tensor, part: slice) -> torch.Tensor:
+def _backward(training: Training, inputs: torch.Tensor, targets: torch.Tensor, part: slice) -> torch.Tensor:
     """Add a part of a batch to the gradients and return its summed loss and its size."""
-    logits = training.execution.forward(training.learner.model, images, part)
+    logits = training.execution.forward(training.learner.model, inputs, part)
     loss: torch.Tensor = training.criterion(logits, targets[part])
     loss.backward()  # type: ignore[no-untyped-call]
     return torch.stack([loss.detach(), loss.new_full((), len(logits))])

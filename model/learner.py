@@ -14,24 +14,32 @@ from model.schedule import update_average
 
 
 class Classifier(nn.Module):
-    """A backbone's network with a linear head on its last block: images to logits (n_samples, n_classes)."""
+    """A backbone's network with a linear head on its last block: images to logits (n_samples, n_classes).
 
-    def __init__(self, backbone: Backbone, class_count: int) -> None:
+    With ``n_frozen_stages`` it takes what so many stages make of images (``maps``), and these do not learn.
+    """
+
+    def __init__(self, backbone: Backbone, class_count: int, *, n_frozen_stages: int = 0) -> None:
         super().__init__()
-        self.network = backbone.network
+        self.network = backbone.network.requires_grad_(requires_grad=True)
+        self.network.stages[:n_frozen_stages].requires_grad_(requires_grad=False)
+        self.n_frozen_stages = n_frozen_stages
         self.n_last_features = backbone.block_sizes[-1]
         self.head = nn.Linear(self.n_last_features, class_count)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features of the last block (n_samples, n_last_features)."""
-        features: torch.Tensor = self.network(images)
-        return features[:, -self.n_last_features :]
+    def maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen stages make of images."""
+        return self.network.maps(images, self.n_frozen_stages)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the features of the last block (n_samples, n_last_features)."""
+        return self.network.last_block(inputs, self.n_frozen_stages)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits."""
-        logits: torch.Tensor = self.head(self.features(images))
+        logits: torch.Tensor = self.head(self.features(inputs))
         return logits
 
 

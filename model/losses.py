@@ -93,23 +93,25 @@ class Criterion(nn.Module):
 
 
 def mixup(
-    images: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: np.random.Generator
+    inputs: torch.Tensor, targets: torch.Tensor, *, alpha: float, generator: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Blend each image and its target with another of the batch (Zhang et al. 2018).
+
+    Of maps it blends what stages of the network have made of the images (Verma et al.: "Manifold Mixup", 2019).
 
     The batch is in random order, so its mirror image is as good a choice of partners as any, and none that has to
     be sent to the device.
 
     Args:
-        images: (n_samples, 3, height, width).
+        inputs: images (n_samples, 3, height, width), or maps (n_samples, ...).
         targets: (n_samples, n_classes).
         alpha: both parameters of the beta distribution that the share is drawn from; 0 blends nothing.
         generator: source of randomness.
     """
     if alpha == 0:
-        return images, targets
+        return inputs, targets
     share = float(generator.beta(alpha, alpha))
-    return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
+    return torch.lerp(inputs.flip(0), inputs, share), torch.lerp(targets.flip(0), targets, share)
 
 
 def linear_probe(

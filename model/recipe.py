@@ -30,7 +30,10 @@ def finetune(
     seed: int = 0,
     resume_folder: Path | None = None,
 ) -> tuple[TrainingConfig, FineTuned]:
-    """Fine-tune as suits the number of labels, on all GPUs there are; see ``model.finetuning.fit``.
+    """Fine-tune as suits the number of labels and the device, on all GPUs there are; see ``model.finetuning.fit``.
+
+    On a processor only the last block of a pretrained network learns, on stored maps: that is the better bargain there
+    (docs/recipe.md).
 
     Pretrained weights and fine-tuned ones know different things, and a network half-way between them knows of both,
     for the price of one (Wortsman et al.: "Robust fine-tuning of zero-shot models", 2022).
@@ -57,7 +60,7 @@ def finetune(
     """
     train, validation = folds > EARLY_STOPPING_FOLD, folds == EARLY_STOPPING_FOLD
     config = TrainingConfig.for_labels(int(train.sum()), class_count, pretrained=backbone.pretrained)
-    config = replace(config, seed=seed)
+    config = replace(config, seed=seed, n_frozen_stages=n_frozen_stages(backbone, device))
     tuned = fit_on_all_devices(
         backbone,
         sources,
@@ -74,3 +77,8 @@ def finetune(
         resume_folder=resume_folder,
     )
     return config, replace(tuned, backbone=between(backbone, tuned.backbone, config.kept_share))
+
+
+def n_frozen_stages(backbone: Backbone, device: str) -> int:
+    """Return how many of the first stages stay as they are."""
+    return backbone.network.n_stages_before_last_block if device == "cpu" and backbone.pretrained else 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model.batches import Batch, ImageLoader, split_batches
@@ -15,6 +17,7 @@ from model.distributed import rank, shard
 from model.execution import Execution
 from model.learner import Learner
 from model.losses import Criterion
+from model.maps import StoredMaps
 from model.schedule import warmup_cosine
 
 OnProgress = Callable[[int, int], None]
@@ -29,6 +32,8 @@ class TrainingConfig:
     average of the weights keeps at each step. ``patience`` is the number of epochs without a lower validation
     loss after which training stops. ``max_class_weight`` bounds how much more a rare class may count, and
     ``mixup_alpha`` 0 means no mixup. ``kept_share`` is how much of what training changed in the weights is kept.
+    The first ``n_frozen_stages`` stages of the network stay as they are, so what they make of an image, without any
+    random change, is computed once.
     """
 
     epochs: int
@@ -40,6 +45,7 @@ class TrainingConfig:
     average_decay: float
     patience: int
     kept_share: float = 1.0
+    n_frozen_stages: int = 0
     warmup_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
@@ -86,6 +92,7 @@ class Training:
         criterion: Criterion,
         execution: Execution,
         loader: ImageLoader,
+        maps: StoredMaps | None,
         train_rows: NDArray[np.int64],
         validation_rows: NDArray[np.int64],
         pretrained: bool,
@@ -100,19 +107,37 @@ class Training:
         self.validation_rows = validation_rows
         self.pretrained = pretrained
         self.first_epoch = 0 if pretrained else 1
+        self._maps = maps
+        self._unmapped = split_batches(np.concatenate([train_rows, validation_rows]), config.batch_size) if maps else []
         self._n_train_batches = len(split_batches(train_rows, config.batch_size))
         self._n_epoch_batches = self._n_train_batches + len(split_batches(validation_rows, config.batch_size))
-        self._n_batches = self._n_epoch_batches * (config.epochs + 1 - self.first_epoch)
+        self._n_batches = len(self._unmapped) + self._n_epoch_batches * (config.epochs + 1 - self.first_epoch)
         self._n_batches_done = 0
         self._on_progress = on_progress
 
+    def store_maps(self) -> None:
+        """Compute what the frozen stages make of the images, if there are such stages and it has not been done."""
+        waiting, self._unmapped = self._unmapped, []
+        for rows, batch in zip(waiting, self._counted(self.loader.evaluation_batches(waiting)), strict=True):
+            images, _ = self.execution.tensors(batch)
+            compute = partial(self.execution.forward, self.learner.average.maps, images)
+            readable = [row for row in rows.tolist() if row not in self.loader.problems]
+            with torch.no_grad():
+                parts = self.execution.in_parts(len(batch), compute)
+            if self._maps and parts:
+                self._maps.append(readable, torch.cat(parts))
+
     def training_batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield this rank's part of each batch of an epoch: in random order, with random changes."""
+        """Yield this rank's part of each batch of an epoch in random order: images with random changes, or maps."""
         order = np.random.default_rng((self.config.seed, epoch)).permutation(self.train_rows)
+        if self._maps:
+            return self._counted(self._maps.batches(self._parts(order)))
         return self._counted(self.loader.training_batches(self._parts(order), seed=self.config.seed, epoch=epoch))
 
     def evaluation_batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
-        """Yield this rank's part of each batch of ``rows``, as serving would see them."""
+        """Yield this rank's part of each batch of ``rows``: images as serving would see them, or maps."""
+        if self._maps:
+            return self._counted(self._maps.batches(self._parts(rows)))
         return self._counted(self.loader.evaluation_batches(self._parts(rows)))
 
     def learning_rate_factor(self) -> float:

@@ -123,7 +123,7 @@ def test_batches_hold_the_readable_images_in_order_however_many_threads_decode(t
         assert list(loader.problems) == [4]
         assert torch.cat([batch.targets for batch in batches]).argmax(dim=1).tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
         expected = np.stack([to_pixels(sources[row], SPEC, max_pixels=1000) for row in (5, 6, 7, 8)])
-        np.testing.assert_array_equal(torch.cat([batch.pixels for batch in batches])[4:].numpy(), expected)
+        np.testing.assert_array_equal(torch.cat([batch.inputs for batch in batches])[4:].numpy(), expected)
         images, _ = execution().tensors(batches[0])
         assert images.shape == (2, 3, 16, 16)
         assert images.is_contiguous(memory_format=torch.channels_last)

@@ -308,9 +308,9 @@ def test_short_memory_computes_the_same_in_smaller_parts(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     class SmallMemoryClassifier(Classifier):
-        def __init__(self, backbone: Backbone, class_count: int) -> None:
-            super().__init__(backbone, class_count)
-            self.network.register_forward_pre_hook(take_three)
+        def __init__(self, backbone: Backbone, class_count: int, **options: int) -> None:
+            super().__init__(backbone, class_count, **options)
+            self.network.stages[0].register_forward_pre_hook(take_three)
 
     config = replace(CONFIG, epochs=1)
     expected = run(files, backbone, config)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from model import recipe
@@ -57,3 +58,15 @@ def test_what_was_pretrained_keeps_half_of_itself(
     assert tuned.backbone.digest == between(start, end, share).digest
     weight = next(iter(tuned.backbone.network.parameters()))
     torch.testing.assert_close(weight, torch.lerp(next(iter(start.network.parameters())), torch.tensor(2.0), share))
+
+
+@pytest.mark.parametrize(
+    ("device", "pretrained", "freezes"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
+)
+def test_on_a_processor_only_the_last_block_of_what_was_pretrained_learns(
+    device: str, pretrained: bool, freezes: bool, tmp_path: Path
+) -> None:
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "weights.pt")
+    backbone = replace(load_backbone("squeezenet1_1", tmp_path / "weights.pt"), pretrained=pretrained)
+    n_frozen = recipe.n_frozen_stages(backbone, device)
+    assert n_frozen == (backbone.network.block_ends[-2] + 1 if freezes else 0)
