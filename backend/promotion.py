@@ -34,6 +34,11 @@ def backbone_key(digest: str) -> str:
     return f"backbones/{digest}"
 
 
+def training_state_name(project_id: int) -> str:
+    """Return the name of the folder in which a project's fine-tuning keeps what it would go on from."""
+    return f"p{project_id}"
+
+
 def classifier_key(digest: str) -> str:
     """Return the key of the classifier that a backbone was pretrained with, in the artifact store."""
     return f"classifiers/{digest}"

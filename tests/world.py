@@ -96,6 +96,7 @@ class World:
             self.clock,
             self.scheduler,
             n_kept_versions=5,
+            training_states=folder / "finetuning",
             cleanables=(LocalArtifacts(folder / "artifacts"), FeatureFiles(folder / "features")),
         )
         self.projects = Projects(database, self.artifacts, self.clock, self.policy)

@@ -124,6 +124,10 @@ class Container(Adapters):
             self.database, self.embedder, self.features, self.artifacts, self.clock, self.promoting, self.policy
         )
 
+    @property
+    def _training_states(self) -> Path:
+        return self.settings.model_dir / "finetuning"
+
     @cached_property
     def finetuning(self) -> FineTuning:
         """Labels become networks; imported here, because only a fine-tuning's own process loads torch."""
@@ -143,7 +147,7 @@ class Container(Adapters):
                 device=self.settings.device,
                 image_timeout_s=self.settings.image_timeout_s,
                 max_image_pixels=self.settings.max_image_pixels,
-                resume_folder=self.settings.model_dir / "finetuning",
+                resume_folder=self._training_states,
             ),
         )
 
@@ -193,6 +197,7 @@ class Container(Adapters):
             self.clock,
             self.scheduler,
             n_kept_versions=self.settings.versions_kept,
+            training_states=self._training_states,
             cleanables=(self.artifacts, self.image_cache, self.feature_files),
         )
 

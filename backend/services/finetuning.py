@@ -17,7 +17,7 @@ import structlog
 from backend.domain import Progress, Task, VersionKind
 from backend.errors import ImageError, JobFailed
 from backend.ports import ArtifactStore, CachedImage, Database, FeatureStore, ImageSource, ReportProgress
-from backend.promotion import backbone_key, targets_of
+from backend.promotion import backbone_key, targets_of, training_state_name
 from model.backbones import Backbone, load_backbone, save_backbone
 from model.duplicates import MAX_IMAGES
 from model.features import Engine, choose_device
@@ -195,4 +195,4 @@ class FineTuning:
             self._features.append(digest, read, embedded.features, block_sizes=engine.backbone.block_sizes)
 
     def _resume_folder(self, project_id: int) -> Path:
-        return self._settings.resume_folder / f"p{project_id}"
+        return self._settings.resume_folder / training_state_name(project_id)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
 from backend.domain import JobKind, Task, VersionStatus, surplus_versions
 from backend.errors import EmbedderUnavailable
 from backend.ports import ArtifactStore, Cleanable, Clock, Database, Embedder, FeatureStore
-from backend.promotion import backbone_key, version_key
+from backend.promotion import backbone_key, training_state_name, version_key
 from backend.scheduling import Scheduler
 
 log = structlog.get_logger()
@@ -34,6 +36,7 @@ class Retention:
         scheduler: Scheduler,
         *,
         n_kept_versions: int,
+        training_states: Path,
         cleanables: Sequence[Cleanable] = (),
     ) -> None:
         self._database = database
@@ -43,6 +46,7 @@ class Retention:
         self._clock = clock
         self._scheduler = scheduler
         self._n_kept_versions = n_kept_versions
+        self._training_states = training_states
         self._cleanables = cleanables
 
     def clean(self) -> None:
@@ -54,6 +58,7 @@ class Retention:
         """Remove what nobody needs any more."""
         self.clean()
         self._remove_artifacts()
+        self._remove_training_states()
         self._clear_features()
 
     def _remove_artifacts(self) -> None:
@@ -80,6 +85,17 @@ class Retention:
         for key in (*gone, *unused):
             self._artifacts.delete(key)
             log.info("files removed", key=key)
+
+    def _remove_training_states(self) -> None:
+        """Remove what fine-tunings that broke off would go on from, of projects that are forgotten."""
+        # First: a project that comes while the database is read is none that was forgotten.
+        folders = sorted(self._training_states.glob("*"))
+        with self._database.snapshot() as stores:
+            known = {training_state_name(project.id) for project in stores.projects.all()}
+        for folder in folders:
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+                log.info("state of a broken-off fine-tuning removed", folder=folder.name)
 
     def _clear_features(self) -> None:
         """Remove features of images that no task shows, and of backbones that no project will use.

@@ -10,7 +10,7 @@ import pytest
 
 from backend.domain import JobKind, JobStatus, ModelVersion, VersionKind, VersionStatus
 from backend.errors import NotFound
-from backend.promotion import backbone_key, version_key
+from backend.promotion import backbone_key, training_state_name, version_key
 from backend.services import retention
 from tests.factories import BASE_DIGEST, make_identity, make_version
 from tests.fakes import FakeEmbedder
@@ -55,6 +55,19 @@ def add_version(world: World, version: ModelVersion, *, active: bool = False) ->
         stores.versions.add(version)
         if active:
             stores.versions.activate(PROJECT, version.name, "")
+
+
+def test_the_state_of_a_broken_off_fine_tuning_goes_with_its_project(embedded: World) -> None:
+    states = embedded.folder / "finetuning"
+    for project_id in (PROJECT, PROJECT + 1):
+        state = states / training_state_name(project_id) / "training-state.safetensors"
+        state.parent.mkdir(parents=True)
+        state.write_bytes(b"weights")
+    embedded.retention.run()
+    assert [path.name for path in states.iterdir()] == [training_state_name(PROJECT)]
+    embedded.projects.forget(PROJECT)
+    embedded.retention.run()
+    assert list(states.iterdir()) == []
 
 
 class TestUnusedRows:
