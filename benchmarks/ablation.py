@@ -3,9 +3,9 @@
     python benchmarks/ablation.py --images DIR --weights-dir DIR --test-split FILE
 
 Heads are learned on features that are computed once, at every size, on every set, with both backbones. Networks are
-fine-tuned on one set, and where nothing else is said with one backbone at one size. Photos, weights, draws and the file
-that keeps all runs are as in `benchmarks/learning.py`. What a backbone was pretrained to say of the classes is left out
-of everything.
+fine-tuned, where nothing else is said, on one set with one backbone at one size: a run takes minutes. Photos, weights,
+draws and the file that keeps all runs are as in `benchmarks/learning.py`. What a backbone was pretrained to say of the
+classes is left out of everything.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from benchmarks.learning import RESULTS, TABLE_WIDTH, checked, describe, make_pa
 from benchmarks.learning_runs import Combination, Run, RunFile
 from benchmarks.networks import Pretrained
 
-TUNED_SET = "trash"
-"""Where networks are fine-tuned: a run takes minutes."""
 WHOLE = {next(iter(variants)): list(variants) for variants in (HEADS, NETWORKS)}
 """The recipe, and its variants with the recipe itself first."""
 
@@ -63,7 +61,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__, methods=[*HEADS, *NETWORKS], output=RESULTS / "ablation.json")
-    parser.add_argument("--tuned-backbones", nargs="*", default=["mobilenet_v2"], help="fine-tuned")
+    parser.add_argument("--tuned-sets", nargs="*", default=["trash"], help="sets to fine-tune on")
+    parser.add_argument("--tuned-backbones", nargs="*", default=["mobilenet_v2"], help="networks to fine-tune")
     parser.add_argument("--tuned-sizes", type=int, nargs="*", default=[50], help="labels per class for fine-tuning")
     return checked(parser)
 
@@ -81,8 +80,9 @@ def plan(arguments: argparse.Namespace, image_sets: Iterable[str]) -> list[Combi
         if method in HEADS
     ]
     networks = [
-        Combination(TUNED_SET, backbone, size, seed, method)
+        Combination(image_set, backbone, size, seed, method)
         for seed in arguments.seeds
+        for image_set in arguments.tuned_sets
         for backbone in arguments.tuned_backbones
         for size in arguments.tuned_sizes
         for method in methods

@@ -121,6 +121,7 @@ class TestPlan:
             seeds=[1, 2],
             backbones=["a", "b"],
             sizes=[5, 50],
+            tuned_sets=["trash"],
             tuned_backbones=["b"],
             tuned_sizes=[25],
         )
