@@ -115,11 +115,11 @@ CHANGES: dict[str, tuple[Change, ...]] = {
     "network with cutmix": (replaced(finetuning, "mixup", _cut_and_pasted),),
     "network without TrivialAugment": (replaced(augmentation, "_trivial_augment", lambda image, _: image),),
 }
-"""What is changed in the recipe for a GPU, by the name of the variant; the first one is that recipe."""
+"""What is changed where the whole network learns, by the name of the variant; the first one is the recipe."""
 
-_AS_ON_A_GPU = replaced(recipe, "n_frozen_stages", lambda *_: 0)
+_WHOLE, _LAST_BLOCK = (replaced(recipe, "MAX_IMAGES_ON_MAPS", most) for most in (0, 10**9))
 
 NETWORKS = {
-    **{name: partial(tune, changes=(_AS_ON_A_GPU, *changes)) for name, changes in CHANGES.items()},
-    "last block on stored maps": partial(tune, changes=()),
+    **{name: partial(tune, changes=(_WHOLE, *changes)) for name, changes in CHANGES.items()},
+    "last block on stored maps": partial(tune, changes=(_LAST_BLOCK,)),
 }

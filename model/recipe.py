@@ -15,6 +15,9 @@ from model.folds import EARLY_STOPPING_FOLD
 from model.launch import fit_on_all_devices
 from model.training import OnProgress, TrainingConfig
 
+MAX_IMAGES_ON_MAPS = 500
+"""To learn from: of so many the last block alone learned as much, in a sixth of the time (docs/recipe.md)."""
+
 
 def finetune(
     backbone: Backbone,
@@ -32,8 +35,8 @@ def finetune(
 ) -> tuple[TrainingConfig, FineTuned]:
     """Fine-tune as suits the number of labels and the device, on all GPUs there are; see ``model.finetuning.fit``.
 
-    On a processor only the last block of a pretrained network learns, on stored maps: that is the better bargain there
-    (docs/recipe.md).
+    On a processor, where it takes minutes, few labels teach only the last block of a pretrained network, on stored
+    maps: that is the better bargain there.
 
     Pretrained weights and fine-tuned ones know different things, and a network half-way between them knows of both,
     for the price of one (Wortsman et al.: "Robust fine-tuning of zero-shot models", 2022).
@@ -60,7 +63,9 @@ def finetune(
     """
     train, validation = folds > EARLY_STOPPING_FOLD, folds == EARLY_STOPPING_FOLD
     config = TrainingConfig.for_labels(int(train.sum()), class_count, pretrained=backbone.pretrained)
-    config = replace(config, seed=seed, n_frozen_stages=n_frozen_stages(backbone, device))
+    config = replace(config, seed=seed)
+    if device == "cpu" and backbone.pretrained and train.sum() <= MAX_IMAGES_ON_MAPS:
+        config = replace(config, n_frozen_stages=backbone.network.n_stages_before_last_block)
     tuned = fit_on_all_devices(
         backbone,
         sources,
@@ -77,8 +82,3 @@ def finetune(
         resume_folder=resume_folder,
     )
     return config, replace(tuned, backbone=between(backbone, tuned.backbone, config.kept_share))
-
-
-def n_frozen_stages(backbone: Backbone, device: str) -> int:
-    """Return how many of the first stages stay as they are."""
-    return backbone.network.n_stages_before_last_block if device == "cpu" and backbone.pretrained else 0

@@ -1,4 +1,4 @@
-"""What becomes of a network that was fine-tuned."""
+"""How a network is fine-tuned, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ import torchvision
 from torch import nn
 
 from model import recipe
-from model.backbones import between, load_backbone, with_network
+from model.backbones import Backbone, between, load_backbone, with_network
 from model.finetuning import FineTuned
+from model.training import TrainingConfig
 
 
-@pytest.mark.parametrize(("pretrained", "share"), [(True, 0.5), (False, 1.0)])
-def test_what_was_pretrained_keeps_half_of_itself(
-    pretrained: bool, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = replace(load_backbone("squeezenet1_1", "none"), pretrained=pretrained)
-    changed = copy.deepcopy(start.network)
-    for tensor in changed.parameters():
-        nn.init.constant_(tensor, 2.0)
-    end = with_network(start, changed)
+def finetune(
+    start: Backbone, end: Backbone, monkeypatch: pytest.MonkeyPatch, *, n_train: int = 3, device: str = "cpu"
+) -> tuple[TrainingConfig, FineTuned]:
+    """Do as if training had ended with a network; one image judges, one is for early stopping."""
+    n_images = 2 + n_train
 
     def fit(*_: object, train: Any, validation: Any, **__: object) -> FineTuned:
-        assert train.tolist() == [False, False, True, True, True]
-        assert validation.tolist() == [False, True, False, False, False]
+        assert train.tolist() == [False, False] + [True] * n_train
+        assert np.flatnonzero(validation).tolist() == [1]
         nothing = np.zeros((2, 1), np.float32)
         return FineTuned(
             backbone=end,
@@ -43,17 +40,29 @@ def test_what_was_pretrained_keeps_half_of_itself(
         )
 
     monkeypatch.setattr(recipe, "fit_on_all_devices", fit)
-    config, tuned = recipe.finetune(
+    return recipe.finetune(
         start,
-        [Path(f"{row}.jpg") for row in range(5)],
-        np.array([0, 1, 0, 1, 0]),
-        np.arange(5),
+        [Path(f"{row}.jpg") for row in range(n_images)],
+        np.arange(n_images) % 2,
+        np.minimum(np.arange(n_images), 2),
         class_count=2,
-        device="cpu",
+        device=device,
         max_pixels=100,
         n_threads=1,
         on_progress=lambda *_: None,
     )
+
+
+@pytest.mark.parametrize(("pretrained", "share"), [(True, 0.5), (False, 1.0)])
+def test_what_was_pretrained_keeps_half_of_itself(
+    pretrained: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = replace(load_backbone("squeezenet1_1", "none"), pretrained=pretrained)
+    changed = copy.deepcopy(start.network)
+    for tensor in changed.parameters():
+        nn.init.constant_(tensor, 2.0)
+    end = with_network(start, changed)
+    config, tuned = finetune(start, end, monkeypatch)
     assert config.kept_share == share
     assert tuned.backbone.digest == between(start, end, share).digest
     weight = next(iter(tuned.backbone.network.parameters()))
@@ -61,12 +70,19 @@ def test_what_was_pretrained_keeps_half_of_itself(
 
 
 @pytest.mark.parametrize(
-    ("device", "pretrained", "freezes"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
+    ("device", "pretrained", "n_train", "freezes"),
+    [
+        ("cpu", True, recipe.MAX_IMAGES_ON_MAPS, True),
+        ("cpu", True, recipe.MAX_IMAGES_ON_MAPS + 1, False),
+        ("cpu", False, 10, False),
+        ("cuda", True, 10, False),
+    ],
 )
-def test_on_a_processor_only_the_last_block_of_what_was_pretrained_learns(
-    device: str, pretrained: bool, freezes: bool, tmp_path: Path
+def test_few_labels_on_a_processor_teach_only_the_last_block_of_what_was_pretrained(
+    device: str, pretrained: bool, n_train: int, freezes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "weights.pt")
     backbone = replace(load_backbone("squeezenet1_1", tmp_path / "weights.pt"), pretrained=pretrained)
-    n_frozen = recipe.n_frozen_stages(backbone, device)
-    assert n_frozen == (backbone.network.block_ends[-2] + 1 if freezes else 0)
+    config, _ = finetune(backbone, backbone, monkeypatch, n_train=n_train, device=device)
+    assert config.n_frozen_stages == (backbone.network.n_stages_before_last_block if freezes else 0)
+    assert backbone.network.n_stages_before_last_block > 0
