@@ -86,9 +86,7 @@ class Settings(BaseSettings):
         10.0, ge=0, description="Longest wait of a label for a training, however busy the annotators"
     )
     finetune_min_labels: int = Field(
-        200,
-        ge=10,
-        description="Labels before the network is fine-tuned, without a GPU its last block; again at every half more",
+        200, ge=10, description="Labels before the network is fine-tuned; again at every half more"
     )
     push_predictions: bool = Field(
         True, description="Store suggestions for all unlabelled tasks in Label Studio after each promotion"
