@@ -80,6 +80,7 @@ def make_training(
             n_threads=os.cpu_count() or 1,
             device=device,
         ),
+        maps=None,
         train_rows=np.arange(len(sources)),
         validation_rows=np.arange(0),
         pretrained=True,
