@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +15,14 @@ from torch import nn
 
 from benchmarks.rates import MAX_PIXELS, Rates, decode_all, summed_up, take_turns, whole_backbone
 from model.augmentation import training_pixels
-from model.backbones import Backbone, layer_groups
+from model.backbones import Backbone
 from model.batches import Batch, ImageLoader
 from model.execution import Execution, reproducible
 from model.finetuning import TrainingConfig, train_one_epoch
 from model.launch import fit_on_all_devices
-from model.learner import Classifier, Learner
 from model.losses import Criterion
 from model.ranks import OnProgress, run_ranks
-from model.schedule import make_optimizer
-from model.training import Training
+from model.training import Training, make_learner
 from model.transforms import normalise, to_pixels
 
 N_CLASSES = 10
@@ -58,18 +55,10 @@ def make_training(
     backbone: Backbone, sources: Sequence[Path], device: torch.device, config: TrainingConfig, loader: type[ImageLoader]
 ) -> Training:
     targets = torch.eye(N_CLASSES)[torch.arange(len(sources)) % N_CLASSES]
-    copied = replace(backbone, network=copy.deepcopy(backbone.network))
-    model = Classifier(copied, N_CLASSES)
     execution = Execution(device, backbone.input_spec, largest_part=config.batch_size + 1)
-    execution.place(model)
     return Training(
         config=config,
-        learner=Learner(
-            model,
-            optimizer_of(copied, model, config),
-            average_decay=config.average_decay,
-            max_gradient_norm=config.max_gradient_norm,
-        ),
+        learner=make_learner(backbone, N_CLASSES, config, execution),
         criterion=Criterion(multiple=False, weights=torch.ones(N_CLASSES)).to(device),
         execution=execution,
         loader=loader(
@@ -88,26 +77,13 @@ def make_training(
     )
 
 
-def optimizer_of(backbone: Backbone, model: Classifier, config: TrainingConfig) -> torch.optim.Optimizer:
-    return make_optimizer(
-        layer_groups(backbone),
-        model.head,
-        learning_rate=config.learning_rate,
-        head_learning_rate=config.head_learning_rate,
-        first_layer_share=config.first_layer_share,
-        weight_decay=config.weight_decay,
-    )
-
-
 def measure_training(backbone: Backbone, sources: Sequence[Path], device: str, n_rounds: int, batch_size: int) -> Rates:
     place, spec, config = torch.device(device), backbone.input_spec, config_for(batch_size)
     n_images = len(sources) // batch_size * batch_size
     sources = sources[:n_images]
-    copied = replace(backbone, network=copy.deepcopy(backbone.network))
-    model = Classifier(copied, N_CLASSES).eval()
     execution = Execution(place, spec, largest_part=batch_size)
-    execution.place(model)
-    optimizer = optimizer_of(copied, model, config)
+    learner = make_learner(backbone, N_CLASSES, config, execution)
+    model, optimizer = learner.model.eval(), learner.optimizer
     pixels = np.stack([to_pixels(source, spec, max_pixels=MAX_PIXELS) for source in sources[:batch_size]])
     images, targets = normalise(pixels, spec, place), torch.arange(batch_size, device=place) % N_CLASSES
 

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,27 +24,15 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
-from model.backbones import Backbone, layer_groups, with_network
+from model.backbones import Backbone, with_network
 from model.batches import ImageLoader
-from model.distributed import (
-    average_buffers,
-    copy_from_first_rank,
-    gather,
-    local_device,
-    rank,
-    sum_over_ranks,
-)
+from model.distributed import average_buffers, copy_from_first_rank, gather, local_device, rank, sum_over_ranks
 from model.execution import Execution, reproducible
-from model.learner import Classifier, Learner
 from model.losses import Criterion, as_rows, class_weights, linear_probe, mixup
 from model.maps import StoredMaps
 from model.resume import EpochReport, StateFile, TrainingState, best_epoch, fingerprint
-from model.schedule import (
-    freeze_batch_norm_statistics,
-    make_optimizer,
-    set_learning_rates,
-)
-from model.training import OnProgress, Training, TrainingConfig
+from model.schedule import freeze_batch_norm_statistics, set_learning_rates
+from model.training import OnProgress, Training, TrainingConfig, make_learner
 
 log = structlog.get_logger()
 
@@ -156,7 +144,7 @@ def fit(
     ):
         training = Training(
             config=config,
-            learner=_make_learner(backbone, class_count, config, execution),
+            learner=make_learner(backbone, class_count, config, execution),
             criterion=Criterion(multiple=multiple, weights=weights, label_smoothing=config.label_smoothing).to(place),
             execution=execution,
             loader=loader,
@@ -327,22 +315,6 @@ def _chosen_rows(
     if not np.any(train):
         raise ValueError("no image is chosen for training")
     return np.flatnonzero(train), np.flatnonzero(validation)
-
-
-def _make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, execution: Execution) -> Learner:
-    copied = replace(backbone, network=copy.deepcopy(backbone.network))
-    model = Classifier(copied, class_count, n_frozen_stages=config.n_frozen_stages)
-    execution.place(model)
-    copy_from_first_rank(model)
-    optimizer = make_optimizer(
-        layer_groups(copied),
-        model.head,
-        learning_rate=config.learning_rate,
-        head_learning_rate=config.head_learning_rate,
-        first_layer_share=config.first_layer_share,
-        weight_decay=config.weight_decay,
-    )
-    return Learner(model, optimizer, average_decay=config.average_decay, max_gradient_norm=config.max_gradient_norm)
 
 
 def _backward(training: Training, inputs: torch.Tensor, targets: torch.Tensor, part: slice) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.backbones import Backbone, layer_groups
 from model.batches import Batch, ImageLoader, split_batches
-from model.distributed import rank, shard
+from model.distributed import copy_from_first_rank, rank, shard
 from model.execution import Execution
-from model.learner import Learner
+from model.learner import Classifier, Learner
 from model.losses import Criterion
 from model.maps import StoredMaps
-from model.schedule import warmup_cosine
+from model.schedule import make_optimizer, warmup_cosine
 
 OnProgress = Callable[[int, int], None]
 
@@ -166,3 +168,20 @@ class Training:
         self._n_batches_done = n_batches_done
         if rank() == 0:
             self._on_progress(n_batches_done, self._n_batches)
+
+
+def make_learner(backbone: Backbone, class_count: int, config: TrainingConfig, execution: Execution) -> Learner:
+    """Make what learns from a copy of the backbone, on the device, the same on all ranks."""
+    copied = replace(backbone, network=copy.deepcopy(backbone.network))
+    model = Classifier(copied, class_count, n_frozen_stages=config.n_frozen_stages)
+    execution.place(model)
+    copy_from_first_rank(model)
+    optimizer = make_optimizer(
+        layer_groups(copied),
+        model.head,
+        learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
+        first_layer_share=config.first_layer_share,
+        weight_decay=config.weight_decay,
+    )
+    return Learner(model, optimizer, average_decay=config.average_decay, max_gradient_norm=config.max_gradient_norm)

@@ -314,7 +314,7 @@ def test_short_memory_computes_the_same_in_smaller_parts(
 
     config = replace(CONFIG, epochs=1)
     expected = run(files, backbone, config)
-    monkeypatch.setattr("model.finetuning.Classifier", SmallMemoryClassifier)
+    monkeypatch.setattr("model.training.Classifier", SmallMemoryClassifier)
     halved = run(files, backbone, config)
     assert set(batch_sizes[1:]) <= {4, 2, 1}
     assert batch_sizes[-1] <= 2

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from model import batches, execution, finetuning
+from model import batches, execution, training
 from model.backbones import Backbone, layer_groups, load_backbone, with_network
 from model.blocks import FeatureNetwork
 from model.finetuning import FineTuned
@@ -70,7 +70,7 @@ def test_the_last_block_learns_what_the_same_images_would_teach_it(
 
     on_maps = run(files, backbone, config)
     with ExitStack() as changed:
-        changed.enter_context(patch.object(finetuning, "layer_groups", last_block_alone))
+        changed.enter_context(patch.object(training, "layer_groups", last_block_alone))
         changed.enter_context(patch.object(batches, "training_pixels", as_it_is))
         on_images = run(files, backbone, replace(config, n_frozen_stages=0))
     before, after = backbone.network.state_dict(), on_maps.backbone.network.state_dict()
