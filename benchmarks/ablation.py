@@ -94,7 +94,8 @@ def plan(arguments: argparse.Namespace, image_sets: Iterable[str]) -> list[Combi
 def summarise(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """Return, by labels per class, a row per variant: means over its runs, and how far it is from the recipe.
 
-    Differences are of runs on the same images, weights and draw; ``standard_error`` is that of their mean.
+    What is fine-tuned is held against the head that needs none, too. Differences are of runs on the same images, weights
+    and draw; ``standard_error`` is that of their mean.
     """
     known = {run.combination: run for run in runs}
     summary: dict[str, list[dict[str, Any]]] = {}
@@ -103,11 +104,34 @@ def summarise(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
             rows = []
             for variant in variants:
                 own = [run for run in runs if run.method == variant and run.n_per_class == size]
-                pairs = [(run, known[key]) for run in own if (key := run.combination._replace(method=whole)) in known]
-                if pairs:
-                    rows.append(_row(variant, pairs))
+                rows += _rows(variant, own, known, whole)
             summary[f"{whole}, {size} labels per class"] = rows
-    return summary
+    return summary | _fine_tuned(runs, known)
+
+
+def _fine_tuned(runs: Sequence[Run], known: dict[Combination, Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return what fine-tuning brings by set, backbone and size, by set alone, and its two kinds beside each other."""
+    network, last_block = next(iter(NETWORKS)), list(NETWORKS)[-1]
+    own = [run for run in runs if run.method in (network, last_block)]
+    in_detail, by_set = [], []
+    for place in sorted({run.combination._replace(seed=0, method="") for run in own}):
+        alike = [run for run in runs if run.combination._replace(seed=0, method="") == place]
+        seeds = {run.seed for run in alike if run.method == network} or {run.seed for run in alike}
+        for method in (next(iter(HEADS)), network, last_block):
+            chosen = [run for run in alike if run.method == method and run.seed in seeds]
+            in_detail += _rows(" ".join(map(str, (*place[:3], method))), chosen, known, next(iter(HEADS)))
+    for image_set in sorted({run.image_set for run in own}):
+        chosen = [run for run in own if run.image_set == image_set and run.method == last_block]
+        by_set += _rows(f"{last_block}, {image_set}", chosen, known, next(iter(HEADS)))
+    beside = _rows(last_block, [run for run in own if run.method == last_block], known, network)
+    titles = ("fine-tuned, beside the head", "by set, beside the head", "beside the whole network")
+    return {title: rows for title, rows in zip(titles, (in_detail, by_set, beside), strict=True) if rows}
+
+
+def _rows(variant: str, runs: Sequence[Run], known: dict[Combination, Run], other: str) -> list[dict[str, Any]]:
+    """Return the row of a variant, or none where no run of it has a counterpart."""
+    pairs = [(run, known[key]) for run in runs if (key := run.combination._replace(method=other)) in known]
+    return [_row(variant, pairs)] if pairs else []
 
 
 def _row(variant: str, pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:

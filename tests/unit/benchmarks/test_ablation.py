@@ -143,6 +143,15 @@ class TestSummary:
         assert (lda["runs"], lda["points"]) == (2, pytest.approx(-6))
         assert lda["standard_error"] == pytest.approx(4)  # half of the distance between -10 and -2
 
+    def test_what_is_fine_tuned_is_held_against_the_head_too(self) -> None:
+        scores = {"head": 0.6, "network": 0.7, "last block on stored maps": 0.65}
+        runs = [make_run(method, score, seed=1) for method, score in scores.items()]
+        summary = summarise([*runs, make_run("head", 0.1, seed=2)])
+        assert [row["points"] for row in summary["fine-tuned, beside the head"]] == pytest.approx([0, 10, 5])
+        assert [row["runs"] for row in summary["fine-tuned, beside the head"]] == [1, 1, 1]
+        assert [row["points"] for row in summary["by set, beside the head"]] == pytest.approx([5])
+        assert [row["points"] for row in summary["beside the whole network"]] == pytest.approx([-5])
+
     def test_variants_of_the_network_are_held_against_the_whole_network(self) -> None:
         runs = [make_run(method, score, size=50) for method, score in (("head", 0.9), ("network", 0.7))]
         summary = summarise([*runs, make_run("last block on stored maps", 0.8, size=50)])
