@@ -94,8 +94,8 @@ def plan(arguments: argparse.Namespace, image_sets: Iterable[str]) -> list[Combi
 def summarise(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     """Return, by labels per class, a row per variant: means over its runs, and how far it is from the recipe.
 
-    What is fine-tuned is held against the head that needs none, too. Differences are of runs on the same images, weights
-    and draw; ``standard_error`` is that of their mean.
+    What is fine-tuned is held against the head that needs none, too. Differences are of runs on the same images,
+    weights and draw; ``standard_error`` is that of their mean.
     """
     known = {run.combination: run for run in runs}
     summary: dict[str, list[dict[str, Any]]] = {}
